@@ -1,0 +1,267 @@
+"""The mistakes that a client can mend, and their one form on the wire: `application/problem+json` (RFC 9457).
+
+    Problem
+    |-- BadRequest            400  the request cannot be read as HTTP, JSON or multipart
+    |-- Unauthenticated       401  no key, or not the right one
+    |-- CrossOrigin           403  a page of another site asks for a change
+    |-- NotFound              404
+    |   |-- UnknownModel           names the known ones
+    |   |-- UnknownVersion         names the versions and aliases
+    |   `-- UnknownJob
+    |-- MethodNotAllowed      405
+    |-- NotAcceptable         406  no form that the client accepts
+    |-- Conflict              409  the state does not allow it
+    |-- PayloadTooLarge       413
+    |   `-- ImageTooLarge          too many pixels
+    |-- UnsupportedMediaType  415
+    |-- Misdirected           421  a Host that this server does not answer to
+    |-- Invalid               422  read, and not allowed: `errors` points at each field
+    |   `-- ImageInvalid           the bytes are no picture
+    |-- NotServed             501  this process cannot do it (no trainer installed)
+    `-- Overloaded            503  full; `Retry-After` says when to come back
+
+Every message says what was given, what is allowed and what to do. Anything that is no Problem is our own mistake: 500.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import ClassVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, JsonValue
+from starlette.exceptions import HTTPException
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class FieldError(BaseModel):
+    """One field that is wrong: where (RFC 6901 pointer into the body), what is wrong, what was given."""
+
+    pointer: str
+    message: str
+    given: str | None = None
+
+
+class ProblemDocument(BaseModel):
+    """The body of every answer that is not a success (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    errors: list[FieldError] = []
+
+
+class Problem(Exception):
+    """A mistake of the client's, or a state of the server's that the client must know."""
+
+    status: ClassVar[int] = 500
+    kind: ClassVar[str] = "internal-error"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(self, detail: str, *, errors: tuple[FieldError, ...] = (), headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = errors
+        self.headers = dict(headers or {})
+
+
+class BadRequest(Problem):
+    status, kind, title = 400, "bad-request", "The request cannot be read"
+
+
+class Unauthenticated(Problem):
+    status, kind, title = 401, "unauthenticated", "A key is needed"
+
+
+class CrossOrigin(Problem):
+    status, kind, title = 403, "cross-origin", "Asked from another site's page"
+
+
+class NotFound(Problem):
+    status, kind, title = 404, "not-found", "Not found"
+
+
+class UnknownModel(NotFound):
+    kind, title = "unknown-model", "Unknown model"
+
+
+class UnknownVersion(NotFound):
+    kind, title = "unknown-version", "Unknown version"
+
+
+class UnknownJob(NotFound):
+    kind, title = "unknown-job", "Unknown job"
+
+
+class MethodNotAllowed(Problem):
+    status, kind, title = 405, "method-not-allowed", "Method not allowed"
+
+
+class NotAcceptable(Problem):
+    status, kind, title = 406, "not-acceptable", "No acceptable form"
+
+
+class Conflict(Problem):
+    status, kind, title = 409, "conflict", "Not possible in this state"
+
+
+class PayloadTooLarge(Problem):
+    status, kind, title = 413, "payload-too-large", "Body too large"
+
+
+class ImageTooLarge(PayloadTooLarge):
+    kind, title = "image-too-large", "Image too large"
+
+
+class UnsupportedMediaType(Problem):
+    status, kind, title = 415, "unsupported-media-type", "Unsupported media type"
+
+
+class Misdirected(Problem):
+    status, kind, title = 421, "misdirected-request", "Not this server's name"
+
+
+class Invalid(Problem):
+    status, kind, title = 422, "invalid-request", "Invalid request"
+
+
+class ImageInvalid(Invalid):
+    kind, title = "image-invalid", "Not a picture"
+
+
+class NotServed(Problem):
+    status, kind, title = 501, "not-served", "Not available in this process"
+
+
+class Overloaded(Problem):
+    status, kind, title = 503, "overloaded", "The server is full"
+
+
+def show(value: object, limit: int = 80) -> str:
+    """A value as it may stand in a message: its repr, printable ASCII, at most `limit` characters."""
+    text = ascii(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def did_you_mean(given: str, allowed: list[str]) -> str:
+    """`; did you mean 'num_images'?`, or nothing where no allowed word is near."""
+    near = get_close_matches(given, allowed, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def pointer_of(location: tuple[str | int, ...]) -> str:
+    """RFC 6901: ("body", "anchors", 0, "seed") is /anchors/0/seed."""
+    parts = location[1:] if location and location[0] in ("body", "query", "path", "header") else location
+    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in parts)
+
+
+def problem_response(problem: Problem, instance: str) -> Response:
+    """The answer for a problem. It cannot fail: ASCII only, no number that is not finite."""
+    document = ProblemDocument(
+        type=f"/problems/{problem.kind}",
+        title=problem.title,
+        status=problem.status,
+        detail=problem.detail,
+        instance=instance,
+        errors=list(problem.errors),
+    )
+    body = document.model_dump(mode="python", exclude_defaults=True)
+    for error in body.get("errors", []):
+        if error.get("given") is None:
+            error.pop("given", None)
+    content = json.dumps(body, ensure_ascii=True, allow_nan=False).encode("ascii")
+    return Response(content, status_code=problem.status, media_type=MEDIA_TYPE, headers=problem.headers)
+
+
+def _field_error(error: Mapping[str, object], allowed_fields: Mapping[str, list[str]]) -> FieldError:
+    location = error["loc"]
+    assert isinstance(location, tuple)
+    kind, message, given = str(error["type"]), str(error["msg"]), error.get("input")
+    if kind == "extra_forbidden":
+        parent = pointer_of(location[:-1])
+        allowed = allowed_fields.get(parent, [])
+        message = f"unknown field{did_you_mean(str(location[-1]), allowed)}"
+        if allowed:
+            message += f" Allowed: {', '.join(allowed)}." if message.endswith("?") else f"; allowed: {', '.join(allowed)}"
+        return FieldError(pointer=pointer_of(location), message=message)
+    if kind == "missing":
+        return FieldError(pointer=pointer_of(location), message="this field is required")
+    if kind == "json_invalid":
+        context = error.get("ctx")
+        reason = context.get("error", message) if isinstance(context, Mapping) else message
+        return FieldError(pointer="", message=f"the body is no JSON: {reason}")
+    message = message.removeprefix("Value error, ")
+    return FieldError(pointer=pointer_of(location), message=message[:1].lower() + message[1:], given=_given(given))
+
+
+def _given(value: JsonValue | object) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return show(value)
+
+
+def invalid(errors: list[Mapping[str, object]], allowed_fields: Mapping[str, list[str]] | None = None) -> Invalid:
+    """A 422 that points at each wrong field.
+
+    Args:
+        errors: as pydantic lists them.
+        allowed_fields: the known field names of each object in the body, by its pointer ("" is the body itself).
+    """
+    fields = tuple(_field_error(error, allowed_fields or {}) for error in errors)
+    detail = "; ".join(f"{field.pointer.lstrip('/').replace('/', '.') or 'body'}: {field.message}" for field in fields[:5])
+    more = f" (and {len(fields) - 5} more)" if len(fields) > 5 else ""
+    return Invalid(detail + more, errors=fields)
+
+
+def _allowed_fields(request: Request) -> dict[str, list[str]]:
+    """The field names of the route's body model and of the models within, by pointer."""
+    route = request.scope.get("route")
+    field = getattr(route, "body_field", None)
+    model = getattr(getattr(field, "field_info", None), "annotation", None)
+    return fields_of(model) if isinstance(model, type) and issubclass(model, BaseModel) else {}
+
+
+def fields_of(model: type[BaseModel], pointer: str = "") -> dict[str, list[str]]:
+    """Field names by the pointer of the object that holds them, for a model and the models that are its fields."""
+    fields = {pointer: list(model.model_fields)}
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            fields |= fields_of(info.annotation, f"{pointer}/{name}")
+    return fields
+
+
+def install(app: FastAPI) -> None:
+    """Answer every refusal as problem+json."""
+
+    @app.exception_handler(Problem)
+    async def on_problem(request: Request, error: Problem) -> Response:
+        return problem_response(error, request.url.path)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(request: Request, error: RequestValidationError) -> Response:
+        return problem_response(invalid(list(error.errors()), _allowed_fields(request)), request.url.path)
+
+    @app.exception_handler(HTTPException)
+    async def on_http(request: Request, error: HTTPException) -> Response:
+        return problem_response(_from_http(request, error), request.url.path)
+
+    @app.exception_handler(Exception)
+    async def on_bug(request: Request, _: Exception) -> Response:
+        return problem_response(Problem("this is a bug of the server; its log has the traceback"), request.url.path)
+
+
+def _from_http(request: Request, error: HTTPException) -> Problem:
+    method, path, headers = request.method, show(request.url.path), error.headers
+    if error.status_code == 404:
+        return NotFound(f"there is no {method} {path}; /docs lists every route")
+    if error.status_code == 405:
+        allowed = (headers or {}).get("allow", "another method")
+        return MethodNotAllowed(f"{path} does not take {method}; it takes {allowed}", headers=headers)
+    if error.status_code == 413:
+        return PayloadTooLarge(f"{error.detail}; /docs says how much each route takes", headers=headers)
+    return BadRequest(str(error.detail), headers=headers)

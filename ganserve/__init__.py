@@ -1,0 +1,1 @@
+"""The console program: the only room that knows both the service and the trainer."""

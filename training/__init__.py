@@ -1,0 +1,1 @@
+"""Trains generative adversarial networks, measures them and publishes them. Never imports the service."""

@@ -1,0 +1,54 @@
+"""Checkpoints: state dicts only, each an atomic directory with hashes; the last two are kept, and resume is the default."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.contract import Document, FileSpec
+from training.files.directories import DamagedFileError, commit, describe, staging, verify, write_atomically
+
+KEPT = 2
+_log = logging.getLogger(__name__)
+
+
+class CheckpointCard(Document):
+    """`checkpoint.json`: what lies beside it."""
+
+    images: int
+    state: FileSpec
+
+
+def save(folder: Path, images: int, state: dict[str, Any]) -> None:
+    """Write `folder/<images>/`, durable and whole or not at all, and drop all but the last two. What is there already stays."""
+    target = folder / f"{images:012d}"
+    if target.exists():
+        return
+    with staging(folder) as staged:
+        torch.save(state, staged / "state.pt")
+        card = CheckpointCard(images=images, state=describe(staged / "state.pt"))
+        write_atomically(staged / "checkpoint.json", card.model_dump_json(indent=2).encode())
+        commit(staged, target)
+    for old in _newest_first(folder)[KEPT:]:
+        shutil.rmtree(old)
+
+
+def load_newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """The state of the newest checkpoint that is whole, or None where there is none; a damaged one is named in the log and removed."""
+    for path in _newest_first(folder):
+        try:
+            card = CheckpointCard.model_validate_json((path / "checkpoint.json").read_bytes())
+            state: dict[str, Any] = torch.load(verify(path, card.state), map_location=device, weights_only=True)
+        except (DamagedFileError, OSError, ValueError) as error:
+            _log.warning("checkpoint %s is damaged and left out: %s", path.name, error)
+            shutil.rmtree(path)
+            continue
+        _log.info("going on from the checkpoint at %s images", f"{card.images:,}")
+        return state
+    return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob("*") if path.name.isdecimal()), reverse=True) if folder.is_dir() else []

@@ -1,0 +1,283 @@
+"""Every document that training and serving share, on disk or on the wire. Imports no torch.
+
+A model can be served by a process that knows only these documents and the files they name.
+"""
+
+import math
+import re
+from datetime import UTC, datetime
+from statistics import NormalDist
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+MAX_SEED = 2**32 - 1  # torch's CPU generator ignores higher bits
+NAME_PATTERN = r"^[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?$"
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second: 2026-11-22T10:45:00Z."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def is_name(text: str) -> bool:
+    """Whether the text may name a model, an alias, a dataset or a run: small letters, digits, `.`, `_`, `-`; 1 to 63 characters."""
+    return re.fullmatch(NAME_PATTERN, text) is not None
+
+
+def _bare_file_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+        raise ValueError("a bare file name of letters, digits, '.', '_', '-' is allowed")
+    return text
+
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+FileName = Annotated[str, AfterValidator(_bare_file_name)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# JSON has lists only: the container is lax, so that a list may become a tuple, its items stay strict
+Betas = Annotated[
+    tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]],
+    Field(strict=False),
+]
+Shape = Annotated[tuple[int, ...], Field(strict=False)]
+
+
+class Document(BaseModel):
+    """Frozen, strict (`true` is no integer), closed to unknown fields and to numbers that are not finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+# --- what a served module takes and gives -------------------------------------------------------------------------------------
+
+
+class TensorSpec(Document):
+    """One tensor of a served module, float32, without its batch axis. Images are in [-1, 1].
+
+    `name` equals the argument's name in the TorchScript file; -1 in `shape` is a free axis.
+    """
+
+    name: str
+    kind: Literal["latent", "label", "image", "logit", "critic"]
+    shape: Shape
+    distribution: Literal["normal", "uniform"] | None = None  # latents; uniform is over [-1, 1]
+    classes: tuple[str, ...] | None = None  # labels: float weights over the classes, so that labels can be mixed
+
+
+class FileSpec(Document):
+    file: FileName
+    sha256: Sha256
+    size_bytes: int
+
+
+class Probe(Document):
+    """Known values of a module: `probe_inputs(spec, num_rows, seed)` gives every 1/n-th value of the flattened output as `expected`."""
+
+    seed: Seed
+    num_rows: int
+    expected: tuple[float, ...]
+    tolerance: float  # absolute; another processor's kernels differ in the last bits
+
+
+class ModuleSpec(Document):
+    """A module as it is served: `files` by format ("torchscript" always), declared inputs in call order, the output, and a probe."""
+
+    files: dict[Literal["torchscript"], FileSpec]
+    inputs: tuple[TensorSpec, ...]
+    output: TensorSpec
+    probe: Probe
+
+
+def probe_inputs(spec: TensorSpec, num_rows: int, seed: int) -> list[float]:
+    """Values for one input of a module, the same on every machine and in every version of every library.
+
+    Returns:
+        num_rows * prod(shape) floats in row-major order: standard normal or uniform [-1, 1] for latents, uniform [-1, 1] for images,
+        weights that sum to 1 for labels.
+    """
+    golden = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, fill the unit interval evenly
+    size = num_rows * math.prod(spec.shape)
+    uniform = [((index + 1 + seed) * golden) % 1.0 for index in range(size)]
+    if spec.kind == "label":
+        width = spec.shape[0]
+        rows = [uniform[start : start + width] for start in range(0, size, width)]
+        return [weight / sum(row) for row in rows for weight in row]
+    if spec.kind == "latent" and spec.distribution == "normal":
+        normal = NormalDist()
+        return [normal.inv_cdf(min(max(value, 1e-9), 1 - 1e-9)) for value in uniform]
+    return [2 * value - 1 for value in uniform]
+
+
+# --- data ---------------------------------------------------------------------------------------------------------------------
+
+
+class DatasetCard(Document):
+    """What is known of a set of images. `content_sha256` is over images and labels, so it names the content wherever it lies."""
+
+    schema_version: Literal[1] = 1
+    name: Name
+    num_images: Annotated[int, Field(ge=1)]
+    shape: Shape  # (channels, height, width) of every image
+    class_names: tuple[str, ...] | None = None
+    content_sha256: Sha256
+    source: str
+    licence: str
+    skipped: tuple[str, ...] = ()  # one sentence for each file that was left out: which and why
+    files: dict[Literal["images", "labels"], FileSpec]
+    created_at: str
+
+
+# --- training -----------------------------------------------------------------------------------------------------------------
+
+
+class OptimizerConfig(Document):
+    """Adam's settings for one of the two networks; what is left out follows the run's own."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    betas: Betas | None = None
+
+
+class TrainConfig(Document):
+    """Everything that describes a training run: the body of POST /train, the flags of `ganserve train`, the record in the manifest."""
+
+    name: Name | None = Field(default=None, description="Model name to publish under; `<architecture>-<dataset>` when left out.")
+    architecture: str = Field(default="dcgan", description="An architecture of GET /architectures.")
+    options: dict[str, JsonValue] = Field(default={}, description="The architecture's own options, see GET /architectures.")
+    loss: str = Field(default="non-saturating", description="An adversarial loss of GET /architectures.")
+    loss_options: dict[str, JsonValue] = Field(default={}, description="The loss's own options, see GET /architectures.")
+    dataset: Name = Field(default="fashion-mnist-10k", description="A registered data set; never a path or an address.")
+    hold_out: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        default=0.1, description="Share of the images that is never trained on; at least 64 images, at most 10,000."
+    )
+    total_images: Annotated[int, Field(ge=1, le=10**12)] = Field(
+        default=500_000, description="Real images shown to the discriminator, repeats counted."
+    )
+    batch_size: Annotated[int, Field(ge=2, le=65536)] = Field(default=64, description="Images a step.")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(default=2e-4, description="Adam's step size, both networks.")
+    betas: Betas = Field(default=(0.5, 0.999), description="Adam's decay rates, both networks.")
+    generator: OptimizerConfig = Field(default=OptimizerConfig(), description="Optimiser settings of the generator alone.")
+    discriminator: OptimizerConfig = Field(default=OptimizerConfig(), description="Optimiser settings of the discriminator alone.")
+    critic_steps: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=1, description="Discriminator steps to one of the generator, each on a fresh batch."
+    )
+    ema_halflife_images: Annotated[float, Field(ge=0)] = Field(
+        default=10_000.0, description="Half-life of the moving average of the generator's weights, in images; 0 publishes the last weights."
+    )
+    seed: Seed = Field(default=0, description="Seed of every random choice of the run.")
+    initial_model: str | None = Field(
+        default=None, description="A published version to start from (fine-tuning): `name`, `name/3` or `name/production`."
+    )
+    checkpoint_images: Annotated[int, Field(ge=1)] = Field(default=100_000, description="Images between checkpoints.")
+    sample_images: Annotated[int, Field(ge=1)] = Field(default=50_000, description="Images between sample grids of the fixed latents.")
+
+    @model_validator(mode="after")
+    def _total_holds_a_batch(self) -> Self:
+        if self.total_images < self.batch_size:
+            raise ValueError(f"total_images {self.total_images} is less than one batch of {self.batch_size}: give at least batch_size")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """The name the model is published under."""
+        return self.name or f"{self.architecture}-{self.dataset}"[:63].rstrip("._-")
+
+
+class Progress(Document):
+    images: int = 0
+    total_images: int
+    images_per_second: float | None = None
+    seconds_left: float | None = None
+    losses: dict[str, float] = {}  # means over the last window of steps
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.images / self.total_images
+
+
+JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+FINISHED: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class JobStatus(Document):
+    """`status.json` of a job or run directory; replaced whole, by one rename."""
+
+    schema_version: Literal[1] = 1
+    id: str
+    state: JobState
+    progress: Progress
+    attempts: int = 0
+    message: str = ""
+    model: Name | None = None
+    version: int | None = None
+    created_at: str
+    started_at: str | None = None
+    finished_at: str | None = None
+
+
+class Metrics(Document):
+    """One line of `metrics.jsonl`: means over the steps since the line before."""
+
+    images: int
+    seconds: float  # of training, over all attempts
+    images_per_second: float
+    losses: dict[str, float]
+
+
+# --- a published version ------------------------------------------------------------------------------------------------------
+
+
+class ScoreReference(Document):
+    """Quantiles of the discriminator's score, evenly spaced from the minimum to the maximum, ascending."""
+
+    real: tuple[float, ...]  # of held-out real images, which were never trained on
+    generated: tuple[float, ...]
+    num_real: int
+    num_generated: int
+
+
+class Manifest(Document):
+    """`manifest.json` of a version directory: what it is, how it was made, and every file that may be opened."""
+
+    schema_version: Literal[1] = 1
+    name: Name
+    version: Annotated[int, Field(ge=1)]
+    run: str  # the training run that made it; a run publishes once
+    architecture: str
+    source: str  # the paper
+    generator: ModuleSpec
+    discriminator: ModuleSpec | None
+    config: TrainConfig  # every default resolved
+    dataset: DatasetCard
+    metrics: dict[str, float]
+    score_reference: ScoreReference | None
+    samples: FileSpec  # a grid of images, PNG
+    created_at: str
+    torch_version: str
+
+    @property
+    def command(self) -> str:
+        """The command line that trains this model again."""
+        return train_command(self.config)
+
+
+def train_command(config: TrainConfig) -> str:
+    """The command line that equals the config; what stands at its default is left out."""
+    words = ["ganserve train"]
+    for path, value in _flat(config.model_dump(mode="json", exclude_defaults=True), ""):
+        words.append(f"--{path.replace('_', '-')} {value}")
+    return " ".join(words)
+
+
+def _flat(values: dict[str, JsonValue], prefix: str) -> list[tuple[str, str]]:
+    flat: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            flat.append((prefix + key, " ".join(str(item) for item in value)))
+        elif isinstance(value, bool):
+            flat.append((prefix + key, str(value).lower()))
+        elif value is not None:
+            flat.append((prefix + key, str(value)))
+    return flat

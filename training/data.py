@@ -1,0 +1,93 @@
+"""Images as the loop wants them: one uint8 tensor, split once, dealt in random order with no per-image Python."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.catalog import held_out_count
+from training.contract import DatasetCard
+from training.datasets import Dataset
+from training.game import DataSpec, Tensors
+
+# A set is copied onto the device where it takes less than this share of its memory, and read from its file otherwise.
+RESIDENT_SHARE = 0.5
+
+
+def data_spec(card: DatasetCard) -> DataSpec:
+    channels, height, width = card.shape
+    return DataSpec((channels, height, width), card.class_names)
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) -> float32 in [-1, 1]."""
+    return pixels.to(torch.float32).mul_(1 / 127.5).sub_(1)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers, ascending. An image that equals a held-out one is held out too."""
+
+    train: Tensor
+    held_out: Tensor
+
+
+def split(dataset: Dataset, share: float) -> Split:
+    """Hold out the images whose content hashes come first: the same ones in every run, in whatever order they were added.
+
+    Args:
+        share: of the images; at least 64 and at most 10,000 are held out, and their copies.
+    """
+    hashes = np.array([hashlib.sha256(image.data).digest()[:8] for image in dataset.images], dtype="S8").view(">u8")
+    threshold = np.partition(hashes, held_out_count(len(hashes), share) - 1)[held_out_count(len(hashes), share) - 1]
+    held_out = hashes <= threshold
+    return Split(torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out)))
+
+
+class Batches:
+    """Endless batches in random order: each image once, then all again in another order.
+
+    The pixels lie on the device where they fit, so that a batch is one indexing and one scaling.
+    """
+
+    def __init__(self, dataset: Dataset, rows: Tensor, batch_size: int, random: torch.Generator, device: torch.device) -> None:
+        """random: a CPU generator that decides the order."""
+        if dataset.images.nbytes < RESIDENT_SHARE * _memory_bytes(device):
+            self._pixels, rows = torch.from_numpy(dataset.images[rows.numpy()]).to(device), torch.arange(len(rows))
+        else:
+            self._pixels = torch.from_numpy(dataset.images)  # mapped: the kernel reads what a batch touches
+        self._rows, self._batch_size, self._random, self._device = rows, batch_size, random, device
+        self._order = torch.empty(0, dtype=torch.int64)
+        self._position = 0
+
+    def next(self) -> Tensors:
+        """`image`: (batch_size, C, H, W) float32 in [-1, 1]."""
+        rows = self._rows[self._take(self._batch_size)]
+        return {"image": to_images(self._pixels[rows.to(self._pixels.device)].to(self._device))}
+
+    def _take(self, count: int) -> Tensor:
+        taken = []
+        while count:
+            if self._position == len(self._order):
+                self._order, self._position = torch.randperm(len(self._rows), generator=self._random), 0
+            part = self._order[self._position : self._position + count]
+            self._position += len(part)
+            count -= len(part)
+            taken.append(part)
+        return taken[0] if len(taken) == 1 else torch.cat(taken)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": self._order, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._order, self._position = state["order"], state["position"]
+
+
+def _memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

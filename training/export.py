@@ -1,0 +1,274 @@
+"""From trained games to a published version: script, check, describe, publish. The only torch.jit.script and save."""
+
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from training.contract import (
+    DatasetCard,
+    Manifest,
+    ModuleSpec,
+    Probe,
+    ScoreReference,
+    TensorSpec,
+    TrainConfig,
+    now,
+    probe_inputs,
+)
+from training.files import versions
+from training.files.directories import describe, staging, verify
+from training.game import Player, Tensors
+
+# torch.jit is deprecated upstream, and what the service loads; the manifest can carry other formats beside it
+warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=FutureWarning)
+
+CHECKED_ROWS = 8
+TOLERANCE = 1e-5  # between scripted and eager, and between a row's batch-mates: kernels may differ in the last bits
+PROBE_TOLERANCE = 1e-3  # at loading: another processor, or a GPU with reduced precision
+PROBE_VALUES = 64
+NUM_QUANTILES = 101
+MAX_SCORED = 2000  # images of each kind behind the score reference
+NUM_SAMPLES = 64
+SAMPLES_FILE = "samples.png"
+
+
+class ExportError(Exception):
+    """The model must not be published; the message says which check it failed, with the figure."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the manifest says of where a version comes from. `run` names the training run, so that it is published once."""
+
+    run: str
+    source: str
+    config: TrainConfig
+    dataset: DatasetCard
+    metrics: Mapping[str, float]
+
+
+def example_inputs(specs: Sequence[TensorSpec], num_rows: int, seed: int = 0) -> Tensors:
+    """Inputs for a module that are the same everywhere: see contract.probe_inputs."""
+    return {spec.name: torch.tensor(probe_inputs(spec, num_rows, seed)).reshape(num_rows, *spec.shape) for spec in specs}
+
+
+def draw_inputs(specs: Sequence[TensorSpec], seeds: Sequence[int]) -> Tensors:
+    """Inputs as the service draws them: one random generator an image, every latent in declared order."""
+    rows: dict[str, list[Tensor]] = {spec.name: [] for spec in specs}
+    for seed in seeds:
+        random = torch.Generator().manual_seed(seed)
+        for spec in specs:
+            if spec.kind != "latent":
+                raise ExportError(f"samples cannot be drawn for an input of kind {spec.kind}")
+            normal = spec.distribution == "normal"
+            rows[spec.name].append(
+                torch.randn(spec.shape, generator=random) if normal else torch.rand(spec.shape, generator=random) * 2 - 1
+            )
+    return {name: torch.stack(values) for name, values in rows.items()}
+
+
+# --- gates --------------------------------------------------------------------------------------------------------------------
+
+
+def script(name: str, player: Player) -> torch.jit.ScriptModule:
+    """The player as TorchScript, on the CPU in evaluation mode, after every gate.
+
+    Raises:
+        ExportError: weights or outputs are not finite, scripted differs from eager, a row depends on its batch-mates,
+            or the output is not what is declared.
+    """
+    module = deepcopy(player.module).cpu().eval().requires_grad_(False)
+    check_finite_weights(name, module)
+    scripted: torch.jit.ScriptModule = torch.jit.script(module)
+    inputs = example_inputs(player.inputs, CHECKED_ROWS)
+    with torch.inference_mode():
+        check_output(name, player, module(**inputs))
+        check_same("scripted output differs from eager", name, module(**inputs), scripted(**inputs))
+        check_independent_rows(name, scripted, inputs)
+    return scripted
+
+
+def check_finite_weights(name: str, module: nn.Module) -> None:
+    for key, value in module.state_dict().items():
+        if not value.isfinite().all():
+            raise ExportError(f"{name}: weight {key} has {int((~value.isfinite()).sum())} values that are not finite")
+
+
+def check_output(name: str, player: Player, output: Tensor) -> None:
+    wanted = (CHECKED_ROWS, *player.output.shape)
+    if tuple(output.shape) != wanted or output.dtype != torch.float32:
+        raise ExportError(f"{name}: output is {output.dtype} {tuple(output.shape)}, and {wanted} of torch.float32 is declared")
+    if not output.isfinite().all():
+        raise ExportError(f"{name}: {int((~output.isfinite()).sum())} output values are not finite")
+
+
+def check_same(what: str, name: str, expected: Tensor, actual: Tensor) -> None:
+    difference = float((expected - actual).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise ExportError(f"{name}: {what} by {difference:.3g}; at most {TOLERANCE:g} is allowed")
+
+
+def check_independent_rows(name: str, module: nn.Module, inputs: Tensors) -> None:
+    """Each row alone, and among others, must give what it gives in its batch: batch statistics would not."""
+    together = module(**inputs)
+    others = {key: value.flip(0) * 0.5 for key, value in inputs.items()}
+    for row in range(CHECKED_ROWS):
+        alone = module(**{key: value[row : row + 1] for key, value in inputs.items()})
+        mixed = module(**{key: torch.cat([others[key], value[row : row + 1]]) for key, value in inputs.items()})
+        check_same("the output for one row changes with its batch-mates", name, together[row], alone[0])
+        check_same("the output for one row changes with its batch-mates", name, together[row], mixed[-1])
+
+
+# --- describing ---------------------------------------------------------------------------------------------------------------
+
+
+def write_module(folder: Path, name: str, player: Player, scripted: torch.jit.ScriptModule) -> ModuleSpec:
+    """Save `<name>.pt` into the folder and describe it, with a probe made of its own output."""
+    buffer = io.BytesIO()
+    torch.jit.save(scripted, buffer)
+    path = folder / f"{name}.pt"
+    path.write_bytes(buffer.getvalue())
+    return ModuleSpec(
+        files={"torchscript": describe(path)}, inputs=player.inputs, output=player.output, probe=make_probe(scripted, player.inputs)
+    )
+
+
+def make_probe(scripted: torch.jit.ScriptModule, inputs: Sequence[TensorSpec], num_rows: int = CHECKED_ROWS, seed: int = 0) -> Probe:
+    with torch.inference_mode():
+        values = scripted(**example_inputs(inputs, num_rows, seed)).flatten()
+    stride = max(1, values.numel() // PROBE_VALUES)
+    return Probe(seed=seed, num_rows=num_rows, expected=tuple(values[::stride][:PROBE_VALUES].tolist()), tolerance=PROBE_TOLERANCE)
+
+
+def score_reference(generator: Player, discriminator: Player, held_out: Tensor) -> ScoreReference:
+    """Where scores lie: of held-out real images (N, C, H, W) in [-1, 1], and of as many generated ones."""
+    real = _in_batches(discriminator.module, {"image": held_out})
+    inputs = draw_inputs(generator.inputs, range(NUM_SAMPLES, NUM_SAMPLES + len(held_out)))
+    generated = _in_batches(discriminator.module, {"image": _in_batches(generator.module, inputs)})
+    levels = torch.linspace(0, 1, NUM_QUANTILES, dtype=torch.float64)
+    return ScoreReference(
+        real=tuple(torch.quantile(_mean_scores(real), levels).tolist()),
+        generated=tuple(torch.quantile(_mean_scores(generated), levels).tolist()),
+        num_real=len(real),
+        num_generated=len(generated),
+    )
+
+
+def _mean_scores(scores: Tensor) -> Tensor:
+    return scores.flatten(1).mean(1).double() if scores.dim() > 1 else scores.double()
+
+
+@torch.inference_mode()
+def _in_batches(module: nn.Module, inputs: Tensors, rows: int = 64) -> Tensor:
+    """A module in evaluation mode over many rows; the result is on the CPU."""
+    device = next(module.parameters()).device
+    was_training = module.training
+    module.eval()
+    count = len(next(iter(inputs.values())))
+    parts = [
+        module(**{key: value[start : start + rows].to(device) for key, value in inputs.items()}).cpu() for start in range(0, count, rows)
+    ]
+    module.train(was_training)
+    return torch.cat(parts)
+
+
+def save_grid(path: Path, images: Tensor) -> None:
+    """A PNG of images (N, C, H, W) in [-1, 1], near square, row by row."""
+    columns = math.ceil(math.sqrt(len(images)))
+    torchvision.utils.save_image(images, path, nrow=columns, normalize=True, value_range=(-1, 1))
+
+
+def sample(generator: Player, seeds: Sequence[int]) -> Tensor:
+    """Images (N, C, H, W) of the seeds, on the CPU.
+
+    Raises:
+        ExportError: they are not finite.
+    """
+    images = _in_batches(generator.module, draw_inputs(generator.inputs, seeds))
+    if not images.isfinite().all():
+        raise ExportError(f"generator: {int((~images.isfinite()).sum())} sample values are not finite")
+    return images
+
+
+# --- publishing ---------------------------------------------------------------------------------------------------------------
+
+
+def publish(players: Mapping[str, Player], provenance: Provenance, held_out: Tensor, repositories: Sequence[Path]) -> Manifest:
+    """Publish a run's players as the next version of its model; the second time, return what the first time made.
+
+    Args:
+        players: "generator", and "discriminator" where it is served.
+        held_out: real images (N, C, H, W) in [-1, 1], never trained on.
+        repositories: the first is written to.
+
+    Raises:
+        ExportError: a gate refused the model.
+    """
+    name = provenance.config.model_name
+    if (done := published_by(provenance.run, name, repositories)) is not None:
+        return done
+    scripted = {key: script(key, player) for key, player in players.items()}
+    samples = sample(players["generator"], range(NUM_SAMPLES))
+    discriminator = players.get("discriminator")
+    reference = score_reference(players["generator"], discriminator, held_out[:MAX_SCORED]) if discriminator else None
+    while True:
+        number = versions.next_number(repositories, name)
+        with staging(repositories[0]) as staged:
+            specs = {key: write_module(staged, key, players[key], module) for key, module in scripted.items()}
+            save_grid(staged / SAMPLES_FILE, samples)
+            manifest = Manifest(
+                name=name,
+                version=number,
+                run=provenance.run,
+                architecture=provenance.config.architecture,
+                source=provenance.source,
+                generator=specs["generator"],
+                discriminator=specs.get("discriminator"),
+                config=provenance.config,
+                dataset=provenance.dataset,
+                metrics=dict(provenance.metrics),
+                score_reference=reference,
+                samples=describe(staged / SAMPLES_FILE),
+                created_at=now(),
+                torch_version=str(torch.__version__),
+            )
+            (staged / versions.MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            try:
+                versions.publish(staged, repositories, name, number)
+            except FileExistsError:
+                continue  # another run was faster: take the next number
+            return manifest
+
+
+def published_by(run: str, name: str, repositories: Sequence[Path]) -> Manifest | None:
+    """The version that a run has published already: a worker may die between publishing and saying so."""
+    for folder in versions.versions(repositories[:1], name).values():
+        try:
+            manifest = Manifest.model_validate_json((folder / versions.MANIFEST).read_bytes())
+        except (OSError, ValueError):
+            continue  # a damaged version is the store's to name; it is not this run's
+        if manifest.run == run:
+            return manifest
+    return None
+
+
+def published_weights(manifest: Manifest, folder: Path, key: str) -> dict[str, Tensor]:
+    """The weights of a published module, after its hash was checked.
+
+    Raises:
+        DamagedFileError: the file is not what its manifest says.
+        ExportError: the version has no such module.
+    """
+    spec = manifest.generator if key == "generator" else manifest.discriminator
+    if spec is None:
+        raise ExportError(f"{manifest.name}/{manifest.version} was published without a {key}")
+    weights: dict[str, Tensor] = torch.jit.load(verify(folder, spec.files["torchscript"]), map_location="cpu").state_dict()
+    return weights

@@ -1,0 +1,97 @@
+"""The directory of a training run: what the worker writes and the service reads.
+
+    config.json    the TrainConfig, every default resolved; never changes
+    status.json    the JobStatus, replaced whole
+    metrics.jsonl  one Metrics a line
+    samples/       grids of the fixed latents, <images>.png
+    checkpoints/   the last two, <images>/
+    log.txt        what the worker said
+    lock           held by the worker as long as it lives
+    cancel         there once someone has asked the run to end
+
+The directory is the truth: whoever finds it knows all there is to know of the run.
+"""
+
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+
+from training.contract import FINISHED, JobStatus, Metrics, Progress, TrainConfig, now
+from training.files.directories import commit, staging, write_atomically
+from training.files.locks import is_held
+
+CONFIG, STATUS, METRICS, LOG, CANCEL = "config.json", "status.json", "metrics.jsonl", "log.txt", "cancel"
+CHECKPOINTS, SAMPLES = "checkpoints", "samples"
+
+
+def new_id() -> str:
+    """Sorted by time, and not to be guessed: 20261122-104500-9f3c2a7b41d0."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(6)}"
+
+
+def create(folder: Path, config: TrainConfig) -> JobStatus:
+    """Make a run directory, durable and whole before it is seen; its state is queued.
+
+    Args:
+        config: resolved.
+
+    Raises:
+        FileExistsError: the directory is there already.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    status = JobStatus(id=new_id(), state="queued", progress=Progress(total_images=config.total_images), created_at=now())
+    with staging(folder.parent) as staged:
+        write_atomically(staged / CONFIG, config.model_dump_json(indent=2).encode())
+        write_atomically(staged / STATUS, status.model_dump_json(indent=2).encode())
+        (staged / METRICS).touch()
+        (staged / LOG).touch()
+        (staged / SAMPLES).mkdir()
+        (staged / CHECKPOINTS).mkdir()
+        commit(staged, folder)
+    return status
+
+
+def read_config(folder: Path) -> TrainConfig:
+    return TrainConfig.model_validate_json((folder / CONFIG).read_bytes())
+
+
+def read_status(folder: Path) -> JobStatus:
+    return JobStatus.model_validate_json((folder / STATUS).read_bytes())
+
+
+def write_status(folder: Path, status: JobStatus) -> None:
+    write_atomically(folder / STATUS, status.model_dump_json(indent=2).encode())
+
+
+def append_metrics(folder: Path, metrics: Metrics) -> None:
+    with (folder / METRICS).open("a", encoding="utf-8") as file:
+        file.write(metrics.model_dump_json() + "\n")
+
+
+def truncate_metrics(folder: Path, images: int) -> None:
+    """Drop the lines past a checkpoint, which the resumed run writes again; a line cut by a crash goes too."""
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = []
+    for line in lines:
+        if not line.endswith("\n") or Metrics.model_validate_json(line).images > images:
+            break
+        kept.append(line)
+    write_atomically(folder / METRICS, "".join(kept).encode())
+
+
+def sample_path(folder: Path, images: int) -> Path:
+    return folder / SAMPLES / f"{images:012d}.png"
+
+
+def ask_to_cancel(folder: Path) -> None:
+    """Leave the wish where it outlives every process: the worker sees it within a second, or before it starts."""
+    (folder / CANCEL).touch()
+
+
+def is_cancel_asked(folder: Path) -> bool:
+    return (folder / CANCEL).exists()
+
+
+def is_interrupted(folder: Path, status: JobStatus) -> bool:
+    """Whether the run was at work and its worker is gone."""
+    return status.state not in FINISHED and status.state != "queued" and not is_held(folder)
