@@ -97,7 +97,7 @@ def _between(start: Tensor, end: Tensor, times: Tensor, method: Literal["slerp",
 
 
 def _line(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    return (1 - t) * a + t * b
+    return a + t * (b - a)
 
 
 def _arc(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
@@ -114,7 +114,8 @@ def _arc(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
         return _line(a, b, t)
     else:
         direction = (t * math.pi).cos() * u + (t * math.pi).sin() * _orthogonal(u)
-    return direction * _line(norm_a, norm_b, t)
+    points: Tensor = direction * _line(norm_a, norm_b, t)
+    return points
 
 
 def _orthogonal(u: Tensor) -> Tensor:
@@ -122,5 +123,4 @@ def _orthogonal(u: Tensor) -> Tensor:
     nearest = int(u.abs().argmin())
     axis = torch.zeros_like(u)
     axis[nearest] = 1
-    residue = axis - u[nearest] * u
-    return residue / residue.norm()
+    return torch.nn.functional.normalize(axis - u[nearest] * u, dim=0)

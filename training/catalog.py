@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, JsonValue, ValidationError
 
-from training.contract import Manifest, TrainConfig
+from training.contract import DatasetCard, Manifest, TrainConfig, UserError
 from training.files import versions
 
 if TYPE_CHECKING:
     from training.game import Architecture
     from training.losses import AdversarialLoss
 
-MIN_HELD_OUT, MAX_HELD_OUT = 64, 10_000
 Options = TypeVar("Options", bound=BaseModel)
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A training config that cannot be run; `errors` are (pointer, sentence), one for each field that is wrong."""
 
     def __init__(self, errors: list[tuple[str, str]]) -> None:
@@ -51,14 +50,17 @@ def architectures() -> dict[str, type["Architecture"]]:
 @cache
 def losses() -> dict[str, type["AdversarialLoss"]]:
     """Every loss by its key: the classes of `training/losses.py`."""
-    module = importlib.import_module("training.losses")
+    from training import losses as module
+
     classes = [member for _, member in inspect.getmembers(module, inspect.isclass) if issubclass(member, module.AdversarialLoss)]
-    return {member.key: member for member in sorted(classes, key=lambda member: member.__name__) if member is not module.AdversarialLoss}
+    return {member.key: member for member in classes if member is not module.AdversarialLoss}
 
 
-def held_out_count(num_images: int, share: float) -> int:
-    """How many images are never trained on: the share, at least 64, at most 10,000."""
-    return min(MAX_HELD_OUT, max(MIN_HELD_OUT, round(num_images * share)))
+def datasets(folder: Path) -> list[DatasetCard]:
+    """Every data set that a config may name."""
+    from training.datasets import known
+
+    return list(known(folder).values())
 
 
 def build(config: TrainConfig) -> tuple["Architecture", "AdversarialLoss"]:
@@ -84,7 +86,7 @@ def _options(
     errors: list[tuple[str, str]],
 ) -> Options | None:
     if key not in known:
-        errors.append((f"/{field}", f"{field} {key!r} is unknown; known: {', '.join(known)}"))
+        errors.append((f"/{field}", f"{key!r} is unknown; known: {', '.join(known)}"))
         return None
     try:
         return known[key].model_validate_json(json.dumps(options))
@@ -99,37 +101,35 @@ def _options(
         return None
 
 
-def resolve(config: TrainConfig, datasets: Path, repositories: tuple[Path, ...]) -> TrainConfig:
+def resolve(config: TrainConfig, datasets_folder: Path, repositories: tuple[Path, ...]) -> TrainConfig:
     """The config with every default filled in, checked against its data set before any work.
 
     Args:
-        datasets: the folder of registered data sets.
+        datasets_folder: of registered data sets.
         repositories: where `initial_model` is looked up, and where its name will be published.
 
     Raises:
         ConfigError: it cannot be run; each reason with its field.
     """
-    from training.data import data_spec
     from training.datasets import DatasetError
     from training.datasets import card as read_card
-    from training.game import UnsuitableDataError
+    from training.game import DataSpec, UnsuitableDataError
 
     config = _follow_initial_model(config, repositories)
     architecture, loss = build(config)
     try:
-        card = read_card(config.dataset, datasets)
-        architecture.check(data_spec(card))
-    except DatasetError as error:
+        card = read_card(config.dataset, datasets_folder)
+        architecture.check(DataSpec.of(card))
+    except (DatasetError, UnsuitableDataError) as error:
         raise ConfigError([("/dataset", str(error))]) from error
-    except UnsuitableDataError as error:
-        raise ConfigError([("/dataset", str(error))]) from error
-    left = card.num_images - held_out_count(card.num_images, config.hold_out)
+    held_out = config.num_held_out(card.num_images)
+    left = card.num_images - held_out
     if left < config.batch_size:
         raise ConfigError(
             [
                 (
                     "/dataset",
-                    f"{card.name} has {card.num_images} images, and {max(left, 0)} when {MIN_HELD_OUT} or more are held out:"
+                    f"{card.name} has {card.num_images} images, and {max(left, 0)} where {held_out} are held out:"
                     f" less than a batch of {config.batch_size}; give more images or a smaller batch_size",
                 )
             ]

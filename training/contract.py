@@ -15,6 +15,10 @@ MAX_SEED = 2**32 - 1  # torch's CPU generator ignores higher bits
 NAME_PATTERN = r"^[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?$"
 
 
+class UserError(Exception):
+    """The user's mistake, not ours: the message is one sentence that says what was given, what is allowed and what to do."""
+
+
 def now() -> str:
     """The time in UTC, ISO 8601, to the second: 2026-11-22T10:45:00Z."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -176,6 +180,10 @@ class TrainConfig(Document):
         if self.total_images < self.batch_size:
             raise ValueError(f"total_images {self.total_images} is less than one batch of {self.batch_size}: give at least batch_size")
         return self
+
+    def num_held_out(self, num_images: int) -> int:
+        """How many of a set's images are never trained on."""
+        return min(10_000, max(64, round(num_images * self.hold_out)))
 
     @property
     def model_name(self) -> str:

@@ -9,18 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.catalog import held_out_count
-from training.contract import DatasetCard
 from training.datasets import Dataset
-from training.game import DataSpec, Tensors
+from training.game import Tensors
 
 # A set is copied onto the device where it takes less than this share of its memory, and read from its file otherwise.
 RESIDENT_SHARE = 0.5
-
-
-def data_spec(card: DatasetCard) -> DataSpec:
-    channels, height, width = card.shape
-    return DataSpec((channels, height, width), card.class_names)
 
 
 def to_images(pixels: Tensor) -> Tensor:
@@ -36,14 +29,10 @@ class Split:
     held_out: Tensor
 
 
-def split(dataset: Dataset, share: float) -> Split:
-    """Hold out the images whose content hashes come first: the same ones in every run, in whatever order they were added.
-
-    Args:
-        share: of the images; at least 64 and at most 10,000 are held out, and their copies.
-    """
+def split(dataset: Dataset, num_held_out: int) -> Split:
+    """Hold out the images whose content hashes come first: the same ones in every run, in whatever order they were added."""
     hashes = np.array([hashlib.sha256(image.data).digest()[:8] for image in dataset.images], dtype="S8").view(">u8")
-    threshold = np.partition(hashes, held_out_count(len(hashes), share) - 1)[held_out_count(len(hashes), share) - 1]
+    threshold = np.partition(hashes, num_held_out - 1)[num_held_out - 1]
     held_out = hashes <= threshold
     return Split(torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out)))
 

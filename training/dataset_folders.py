@@ -29,11 +29,11 @@ class Pictures:
     batches: Iterator[Batch]
 
 
-def pictures_in(path: Path, *, size: int = 64, channels: int | None = None) -> Pictures:
+def pictures_in(path: Path, *, size: int = 64, channels: int | None = None, licence: str = "not stated") -> Pictures:
     """Every picture below a folder, in the order of their paths, cropped at the centre to a square.
 
-    Sub-folders are the classes where there are two or more and no picture lies beside them. Hidden files and folders, links to
-    folders, and files that are no pictures are left out, with a sentence each.
+    Sub-folders are the classes where there are two or more and no picture lies beside them. What is hidden, a link to a folder, or no
+    picture is left out, with a sentence each.
 
     Args:
         size: pixels a side.
@@ -52,7 +52,8 @@ def pictures_in(path: Path, *, size: int = 64, channels: int | None = None) -> P
     channels = channels or (1 if modes and all(_is_grey(mode) for mode in modes.values()) else 3)
     classes = _classes(list(modes))
     shape = (channels, size, size)
-    about = About(shape, "a folder of pictures", "not stated", tuple(_text(name) for name in classes) if classes else None)
+    source = f"the folder {_text(path.resolve().name)}"
+    about = About(shape, source, licence, tuple(_text(name) for name in classes) if classes else None)
     opened = [PictureFile(_text(file), partial(open_file, path / file), classes.get(file.parts[0], 0)) for file in files]
     return Pictures(about, len(files) + len(left_out), read_all(opened, about, lambda file: read_picture(file, shape), left_out))
 
@@ -61,17 +62,28 @@ def _walk(path: Path) -> tuple[list[PurePath], list[str]]:
     """Files below a folder, by path, and a sentence for each entry that is not looked at."""
     files: list[PurePath] = []
     left_out: list[str] = []
-    for here, folders, names in os.walk(path, onerror=lambda error: left_out.append(f"{error}")):
-        for name in sorted(folders + names):
+    for here, folders, names in os.walk(path, onerror=lambda error: left_out.append(_unreadable(error))):
+        inner = set(folders)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted([*inner, *names]):
             entry = Path(here, name)
-            relative = entry.relative_to(path)
-            reason = "it is hidden" if name.startswith(".") else "it is a link to a folder" if entry.is_symlink() and entry.is_dir() else ""
-            if reason:
-                left_out.append(f"{_text(relative)}: {reason}")
-            elif name in names:
-                files.append(relative)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+            if reason := _why_left_out(entry, name in inner):
+                left_out.append(f"{_text(entry.relative_to(path))}: {reason}")
+            elif name not in inner:
+                files.append(entry.relative_to(path))
     return sorted(files), left_out
+
+
+def _why_left_out(entry: Path, is_folder: bool) -> str | None:
+    if entry.name.startswith("."):
+        return "it is hidden"
+    if is_folder:
+        return "it is a link to a folder" if entry.is_symlink() else None
+    return None if entry.is_file() else "it is neither a file nor a folder"
+
+
+def _unreadable(error: OSError) -> str:
+    return f"{_text(error.filename)}: {error.strerror}"
 
 
 def _mode(path: Path) -> str | None:
@@ -118,6 +130,7 @@ def open_file(path: Path) -> BinaryIO:
 def read_all(
     files: list[PictureFile], about: About, read: Callable[[BinaryIO], NDArray[np.uint8]], left_out: Sequence[str] = ()
 ) -> Iterator[Batch]:
+    """Batches of what `read` makes of each file; a file that it refuses becomes a sentence after those of `left_out`."""
     skipped = list(left_out)
     step = batch_size(about.shape)
     for start in range(0, max(len(files), 1), step):

@@ -7,6 +7,7 @@ unpickling runs what a file says: they are opened here, after torchvision's chec
 import gzip
 import http.client
 import io
+import math
 import socket
 import struct
 import warnings
@@ -17,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -37,11 +40,11 @@ class SourceError(DatasetError):
 
 @dataclass(frozen=True)
 class Source:
-    """A published set. `files` are what a user fetches by hand from `address`, with the place below --data-dir where each is looked for."""
+    """A published set. Files fetched by hand from `address` are looked for in `folder` below the data directory, as torchvision does."""
 
     address: str
     licence: str
-    files: str
+    folder: str
     size: int  # pixels a side by default
     class_names: tuple[str, ...] | None = None
 
@@ -50,14 +53,14 @@ SOURCES = {
     "mnist": Source(
         address="https://ossci-datasets.s3.amazonaws.com/mnist/",
         licence="CC BY-SA 3.0 as commonly stated; Yann LeCun and Corinna Cortes, made from NIST Special Databases 1 and 3",
-        files="MNIST/raw/{names}",
+        folder="MNIST/raw",
         size=28,
         class_names=tuple("0123456789"),
     ),
     "fashion-mnist": Source(
         address="https://github.com/zalandoresearch/fashion-mnist",
         licence="MIT; Copyright (c) 2017 Zalando SE, https://tech.zalando.com",
-        files="FashionMNIST/raw/{names}",
+        folder="FashionMNIST/raw",
         size=28,
         class_names=(
             "t-shirt/top",
@@ -75,14 +78,14 @@ SOURCES = {
     "cifar10": Source(
         address="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
         licence="no licence stated; cite Alex Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
-        files="cifar-10-python.tar.gz",
+        folder=".",
         size=32,
         class_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     "celeba": Source(
         address="http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
         licence="non-commercial research only; Liu, Luo, Wang and Tang, Deep Learning Face Attributes in the Wild, 2015",
-        files="celeba/img_align_celeba.zip",
+        folder="celeba",
         size=64,
     ),
 }
@@ -106,11 +109,11 @@ def published(name: str, root: Path, *, split: Split | None = None, size: int | 
     if name == "celeba":
         if split not in (None, "all"):
             raise DatasetError(f"celeba is taken whole; leave out the split {split!r}")
-        return _celeba(source, root, size or source.size)
+        return _celeba(root, size or source.size)
     if name == "cifar10":
-        images, labels = _cifar10(source, root, split or "train")
+        images, labels = _cifar10(root, split or "train")
     else:
-        images, labels = _idx_set(name, source, root, split or "train")
+        images, labels = _idx_set(name, root, split or "train")
     return _resized(source, images, labels, size or source.size)
 
 
@@ -132,22 +135,27 @@ def _resized(source: Source, images: NDArray[np.uint8], labels: NDArray[np.int64
 
 
 @contextmanager
-def _download(source: Source, root: Path, names: str) -> Iterator[None]:
-    """Turn what torchvision raises without a network into one sentence that says which file to put where."""
+def _download(name: str, root: Path, *files: str) -> Iterator[None]:
+    """Turn what torchvision raises without a network into one sentence that says which files to put where."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE_SECONDS)
     try:
         yield
     except (RuntimeError, OSError, http.client.HTTPException) as error:
-        lines = str(error).split("\n")
-        reason = next((line.strip() for line in reversed(lines) if line.strip()), type(error).__name__)
-        place = root / source.files.format(names=names)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise SourceError(
-            f"the files are not at hand and cannot be downloaded ({reason}): "
-            f"fetch {place.name} from {source.address}, put it at {place}, and give --data-dir {root}"
+            f"{name} cannot be downloaded ({lines[-1] if lines else type(error).__name__}): put {' and '.join(files)}, "
+            f"to be had from {SOURCES[name].address}, into {root / SOURCES[name].folder}, and add it again with --data-dir {root}"
         ) from error
     finally:
         socket.setdefaulttimeout(before)
+
+
+def _torchvision() -> ModuleType:
+    from torchvision import datasets  # noqa: PLC0415  takes seconds, and few sources need it
+
+    module: ModuleType = datasets
+    return module
 
 
 # --- MNIST and Fashion-MNIST: IDX files ---------------------------------------------------------------------------------------
@@ -155,70 +163,66 @@ def _download(source: Source, root: Path, names: str) -> Iterator[None]:
 _IDX_PARTS = {"train": ("train",), "test": ("t10k",), "all": ("train", "t10k")}
 
 
-def _idx_set(name: str, source: Source, root: Path, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    names = [f"{part}-{kind}-ubyte" for part in _IDX_PARTS[split] for kind in ("images-idx3", "labels-idx1")]
-    raw = root / Path(source.files).parent
-    if not all(_at_hand(raw, root, file) for file in names):
-        _download_idx(name, source, root, names)
-    arrays = []
-    for file in names:
-        path = _at_hand(raw, root, file)
-        if path is None:
-            raise SourceError(f"{file} is in neither {raw} nor {root}, though the download is complete; put it there")
-        arrays.append(read_idx(path))
+def _idx_set(name: str, root: Path, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    source = SOURCES[name]
+    files = [f"{part}-{kind}-ubyte.gz" for part in _IDX_PARTS[split] for kind in ("images-idx3", "labels-idx1")]
+    if not all(_at_hand(source, root, file) for file in files):
+        _download_idx(name, root, files)
+    paths = [path for file in files if (path := _at_hand(source, root, file))]
+    arrays = [read_idx(path) for path in paths]
     images, labels = np.concatenate(arrays[0::2]), np.concatenate(arrays[1::2])
-    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-        raise SourceError(
-            f"{' and '.join(names)} in {raw} or {root} do not hold as many images as labels; fetch both again from {source.address}"
-        )
+    if images.shape != (len(labels), source.size, source.size) or labels.ndim != 1 or labels.max(initial=0) > 9:
+        given = " and ".join(str(path) for path in paths)
+        raise SourceError(f"{given} hold images {images.shape} and labels {labels.shape}, which are not {name}: fetch them again")
     return images[:, np.newaxis], labels.astype(np.int64)
 
 
-def _at_hand(raw: Path, root: Path, file: str) -> Path | None:
-    candidates = [folder / name for folder in (raw, root) for name in (f"{file}.gz", file)]
+def _at_hand(source: Source, root: Path, file: str) -> Path | None:
+    candidates = [folder / spelt for folder in (root / source.folder, root) for spelt in (file, file.removesuffix(".gz"))]
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _download_idx(name: str, source: Source, root: Path, names: list[str]) -> None:
-    with _download(source, root, " and ".join(f"{file}.gz" for file in names)):
-        from torchvision import datasets  # noqa: PLC0415  takes seconds, and only a download needs it
-
-        kind = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[name]
-        kind(root, download=True)
+def _download_idx(name: str, root: Path, files: list[str]) -> None:
+    """Fetch all four files, and show them in their place when they are whole: a download that is cut off leaves nothing behind."""
+    place = root / SOURCES[name].folder
+    with _download(name, root, *files):
+        root.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".download-", dir=root) as staged:
+            kinds = {"mnist": _torchvision().MNIST, "fashion-mnist": _torchvision().FashionMNIST}
+            kinds[name](staged, download=True)
+            place.mkdir(parents=True, exist_ok=True)
+            for path in Path(staged, SOURCES[name].folder).glob("*.gz"):
+                path.replace(place / path.name)
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """The array of an IDX file of unsigned bytes, plain or gzipped.
 
     Raises:
-        SourceError: cut off, or no such file.
+        SourceError: it cannot be read, or is cut off or no such file.
 
     Source: http://yann.lecun.com/exdb/mnist, "The IDX file format".
     """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise SourceError(f"{path} is damaged or cut off ({error}): delete it and fetch it again") from error
+        raise SourceError(f"{path} is damaged or cut off ({error}): fetch it again") from error
     if len(data) < 4 or data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
-        raise SourceError(f"{path} is no IDX file of unsigned bytes: delete it and fetch it again")
+        raise SourceError(f"{path} is no IDX file of unsigned bytes: fetch it again")
     shape = struct.unpack_from(f">{data[3]}I", data, 4)
-    pixels = np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape))
-    if pixels.size != np.prod(shape, dtype=np.int64):
-        raise SourceError(f"{path} holds {pixels.size} bytes where its head promises {shape}: delete it and fetch it again")
-    return pixels.reshape(shape)
+    if len(data) - 4 - 4 * len(shape) != math.prod(shape):
+        raise SourceError(f"{path} holds {len(data)} bytes where its head promises {shape}: fetch it again")
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
 
 
 # --- CIFAR-10 -----------------------------------------------------------------------------------------------------------------
 
 
-def _cifar10(source: Source, root: Path, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    with _download(source, root, ""), warnings.catch_warnings():
+def _cifar10(root: Path, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    wanted = {"train": (True,), "test": (False,), "all": (True, False)}[split]
+    with _download("cifar10", root, "cifar-10-python.tar.gz"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")  # the pickles are older than this rule of numpy
-        from torchvision import datasets  # noqa: PLC0415  takes seconds, and only two sources need it
-
-        parts = [
-            datasets.CIFAR10(root, train=train, download=True) for train in (True, False) if split in ("all", "train" if train else "test")
-        ]
+        parts = [_torchvision().CIFAR10(root, train=train, download=True) for train in wanted]
     images = np.concatenate([np.asarray(part.data, np.uint8) for part in parts])  # (N, 32, 32, 3)
     labels = np.concatenate([np.asarray(part.targets, np.int64) for part in parts])
     return images.transpose(0, 3, 1, 2), labels
@@ -227,27 +231,25 @@ def _cifar10(source: Source, root: Path, split: Split) -> tuple[NDArray[np.uint8
 # --- CelebA -------------------------------------------------------------------------------------------------------------------
 
 _CELEBA = (3, 218, 178)  # every aligned picture
-_CELEBA_CROP = 148  # pixels a side at the centre: the face, without most of the background that DCGAN's crop leaves out too
+_CELEBA_CROP = 148  # pixels a side at the centre, which is the face
 
 
-def _celeba(source: Source, root: Path, size: int) -> Pictures:
+def _celeba(root: Path, size: int) -> Pictures:
     place = _celeba_at_hand(root)
     if place is None:
-        with _download(source, root, ""):
-            from torchvision import datasets  # noqa: PLC0415  takes seconds, and only a download needs it
-
-            datasets.CelebA(root, split="all", download=True)
-        place = _celeba_at_hand(root)
-    if place is None:
-        raise SourceError(f"img_align_celeba.zip is in neither {root / 'celeba'} nor {root}, though the download is complete; put it there")
+        with _download("celeba", root, "img_align_celeba.zip"):
+            _torchvision().CelebA(root, split="all", download=True)
+            place = _celeba_at_hand(root)
+            if place is None:
+                raise RuntimeError("the download did not bring it")
     files = _celeba_files(place)
-    about = About((3, size, size), source.address, source.licence)
+    about = About((3, size, size), SOURCES["celeba"].address, SOURCES["celeba"].licence)
     return Pictures(about, len(files), read_all(files, about, lambda file: _celeba_pixels(file, size)))
 
 
 def _celeba_at_hand(root: Path) -> Path | None:
-    names = ("img_align_celeba", "img_align_celeba.zip")
-    candidates = [folder / name for folder in (root / "celeba", root) for name in names]
+    """The archive before the folder, which may have been unpacked in part."""
+    candidates = [folder / name for name in ("img_align_celeba.zip", "img_align_celeba") for folder in (root / "celeba", root)]
     return next((path for path in candidates if path.exists()), None)
 
 
@@ -257,7 +259,7 @@ def _celeba_files(place: Path) -> list[PictureFile]:
     try:
         archive = zipfile.ZipFile(place)
     except (OSError, zipfile.BadZipFile) as error:
-        raise SourceError(f"{place} is damaged or cut off ({error}): delete it and fetch it again") from error
+        raise SourceError(f"{place} is damaged or cut off ({error}): fetch it again") from error
     names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
     return [PictureFile(name, partial(_unzipped, archive, name)) for name in names]
 

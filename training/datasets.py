@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from training.contract import DatasetCard, is_name, now
+from training.contract import DatasetCard, UserError, is_name, now
 from training.files.directories import DamagedFileError, commit, describe, staging, verify
 
 BUILTIN = Path(__file__).parent / "builtin"
@@ -26,7 +26,7 @@ BUILTIN = Path(__file__).parent / "builtin"
 Progress = Callable[[int], None]  # called with the number of images and left-out files so far
 
 
-class DatasetError(Exception):
+class DatasetError(UserError):
     """A mistake in naming, reading or making a data set; the message is one sentence for the user."""
 
 
@@ -110,11 +110,11 @@ def load(name: str, folder: Path) -> Dataset:
         images = np.load(verify(path, found.files["images"]), mmap_mode="r", allow_pickle=False)
         labels = np.load(verify(path, found.files["labels"]), mmap_mode="r", allow_pickle=False) if found.class_names else None
     except (DamagedFileError, ValueError) as error:
-        raise DamagedDatasetError(f"data set {name!r} is damaged: {error}") from error
+        raise _damaged(path, str(error)) from error
     if images.dtype != np.uint8 or images.shape != (found.num_images, *found.shape):
-        raise DamagedDatasetError(f"data set {name!r} is damaged: images.npy holds {images.dtype} {images.shape}, unlike its card")
+        raise _damaged(path, f"images.npy holds {images.dtype} {images.shape}, unlike its card")
     if labels is not None and (labels.dtype != np.int64 or labels.shape != (found.num_images,)):
-        raise DamagedDatasetError(f"data set {name!r} is damaged: labels.npy holds {labels.dtype} {labels.shape}, unlike its card")
+        raise _damaged(path, f"labels.npy holds {labels.dtype} {labels.shape}, unlike its card")
     return Dataset(found, images, labels)
 
 
@@ -165,7 +165,8 @@ def _read_card(path: Path) -> DatasetCard:
 
 
 def _damaged(path: Path, reason: str) -> DamagedDatasetError:
-    return DamagedDatasetError(f"data set {path.name!r} is damaged: {reason}; delete {path} and add the set again")
+    remedy = "it is built in: install ganserve again" if path.parent == BUILTIN else f"delete {path} and add the set again"
+    return DamagedDatasetError(f"data set {path.name!r} is damaged: {reason}; {remedy}")
 
 
 # --- writing ------------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from training.contract import (
     ScoreReference,
     TensorSpec,
     TrainConfig,
+    UserError,
     now,
     probe_inputs,
 )
@@ -40,7 +41,7 @@ NUM_SAMPLES = 64
 SAMPLES_FILE = "samples.png"
 
 
-class ExportError(Exception):
+class ExportError(UserError):
     """The model must not be published; the message says which check it failed, with the figure."""
 
 
@@ -270,5 +271,7 @@ def published_weights(manifest: Manifest, folder: Path, key: str) -> dict[str, T
     spec = manifest.generator if key == "generator" else manifest.discriminator
     if spec is None:
         raise ExportError(f"{manifest.name}/{manifest.version} was published without a {key}")
-    weights: dict[str, Tensor] = torch.jit.load(verify(folder, spec.files["torchscript"]), map_location="cpu").state_dict()
+    weights: dict[str, Tensor] = torch.jit.load(  # type: ignore[no-untyped-call]
+        verify(folder, spec.files["torchscript"]), map_location="cpu"
+    ).state_dict()
     return weights

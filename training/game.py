@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from training.contract import TensorSpec
+from training.contract import DatasetCard, TensorSpec, UserError
 
 Tensors = dict[str, Tensor]
 
@@ -22,6 +22,11 @@ class DataSpec:
 
     shape: tuple[int, int, int]
     class_names: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, card: DatasetCard) -> "DataSpec":
+        channels, height, width = card.shape
+        return cls((channels, height, width), card.class_names)
 
 
 class Round(NamedTuple):
@@ -55,7 +60,7 @@ class Player:
     output: TensorSpec
 
 
-class UnsuitableDataError(ValueError):
+class UnsuitableDataError(UserError):
     """The architecture cannot be built for these data; the message says what it needs."""
 
 

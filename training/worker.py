@@ -17,8 +17,8 @@ from types import FrameType
 import torch
 
 from training import catalog, checkpoint
-from training.contract import JobStatus, Manifest, Metrics, TrainConfig, now
-from training.data import Batches, Split, data_spec, split, to_images
+from training.contract import JobStatus, Manifest, Metrics, TrainConfig, UserError, now
+from training.data import Batches, Split, split, to_images
 from training.datasets import Dataset, load
 from training.export import (
     ExportError,
@@ -31,8 +31,8 @@ from training.export import (
 )
 from training.files import runs, versions
 from training.files.locks import hold
-from training.game import Player
-from training.loop import Match, Training
+from training.game import DataSpec, Player
+from training.loop import Match, NotFiniteError, Training
 
 STOPPED = 75  # EX_TEMPFAIL: run me again
 FIXED_SEEDS = range(64)
@@ -131,7 +131,7 @@ def _work(folder: Path, places: Places, device: torch.device, status: JobStatus,
         _finish(folder, "cancelled", "cancelled before it started")
         return 0
     dataset = load(config.dataset, places.datasets)
-    parts = split(dataset, config.hold_out)
+    parts = split(dataset, config.num_held_out(dataset.card.num_images))
     run = _prepare(folder, config, dataset, parts, places, device, status, listener)
     with _stop_signals(run):
         try:
@@ -166,7 +166,7 @@ def _prepare(
     """Networks, data and optimisers as the config says, and then as the newest checkpoint says."""
     torch.manual_seed(config.seed)
     architecture, loss = catalog.build(config)
-    spec = data_spec(dataset.card)
+    spec = DataSpec.of(dataset.card)
     games = architecture.games(spec, samplewise_critic=loss.samplewise_critic)
     players = architecture.players(games, data=spec, score=loss.score)
     if config.initial_model is not None:
@@ -232,7 +232,7 @@ def _finish(folder: Path, state: str, message: str, manifest: Manifest | None = 
 
 def _sentence(error: Exception) -> str:
     text = str(error).strip().split("\n")[0] or type(error).__name__
-    return text if isinstance(error, ExportError | catalog.ConfigError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, UserError | NotFiniteError) else f"{type(error).__name__}: {text}"
 
 
 @contextmanager

@@ -83,7 +83,7 @@ class Dcgan(Architecture):
     )
 
     def check(self, data: DataSpec) -> None:
-        channels, height, width = data.shape
+        _, height, width = data.shape
         if height != width or height not in STAGES:
             raise UnsuitableDataError(
                 f"dcgan makes square images of {', '.join(map(str, STAGES))} pixels, and these are {width} x {height};"

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from training.contract import UserError
+
 LOCK = "lock"
 _PATIENCE_SECONDS = 1.0  # `is_held` takes the lock for a moment; whoever means to work outlasts that
 
 
-class LockedError(Exception):
+class LockedError(UserError):
     """Another process holds the directory's lock."""
 
 

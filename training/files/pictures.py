@@ -6,20 +6,23 @@ The steps, in order:
 3. brought to 8 bits a channel (16-bit greys are scaled, not clipped);
 4. laid over white where it is transparent;
 5. converted to grey (ITU-R 601 luma) or to RGB;
-6. cropped at its centre to the wanted proportions, and resized with an antialiasing Lanczos filter. A picture of the right size is not resampled.
+6. cropped at its centre to the wanted proportions, and resized with an antialiasing Lanczos filter; a picture of the right size is not
+   resampled.
 """
 
 import struct
+import warnings
 import zlib
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 16_777_216
 
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")  # of odd EXIF, which any upload may hold
 Image.MAX_IMAGE_PIXELS = None  # Pillow only warns below 179 megapixels; `_decode` refuses above MAX_PIXELS before anything is decoded
 
 # What Pillow's decoders raise on damaged files. Anything else is a bug and may crash.
@@ -88,7 +91,7 @@ _ALLOWED = f"a whole PNG, JPEG, WebP, BMP or GIF of at most {MAX_PIXELS:,} pixel
 def _decode(file: BinaryIO) -> Image.Image:
     try:
         image = Image.open(file, formats=FORMATS)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise PictureError(f"this is no picture that can be read; {_ALLOWED}") from error
     if image.width * image.height > MAX_PIXELS:
         raise PictureTooLargeError(f"this picture has {image.width} x {image.height} pixels; {_ALLOWED}")
@@ -99,7 +102,7 @@ def _decode(file: BinaryIO) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     # ImageOps.exif_transpose also writes the EXIF anew, which fails on odd tags that we do not need
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DECODER_ERRORS:
         return image
     method = _UPRIGHT.get(orientation)

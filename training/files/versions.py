@@ -90,10 +90,8 @@ def find(reference: str, repositories: Sequence[Path]) -> Path:
     if not known:
         raise LookupError(f"there is no model {name!r}; there are: {', '.join(names(repositories)) or 'none yet'}")
     aliases = read_aliases(repositories, name)
-    if wanted.isdecimal():
-        number = int(wanted)
-    else:
-        number = aliases.get(wanted or "production", -1 if wanted else max(known))
+    unnamed = max(known) if not wanted else -1
+    number = int(wanted) if wanted.isdecimal() else aliases.get(wanted or "production", unnamed)
     if number not in known:
         raise LookupError(_no_version(repositories, name, wanted))
     return known[number]

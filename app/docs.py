@@ -1,0 +1,74 @@
+"""Swagger UI from the package's own files, so that it works with no internet, and an OpenAPI document whose examples run as they stand."""
+
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, RedirectResponse
+
+from app.errors import MEDIA_TYPE, ProblemDocument
+
+router = APIRouter(include_in_schema=False)
+METHODS = ("get", "post", "put", "delete")
+
+
+@router.get("/")
+async def home() -> RedirectResponse:
+    return RedirectResponse("/docs")
+
+
+@router.get("/docs")
+async def docs(request: Request) -> HTMLResponse:
+    return get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="ganserve",
+        swagger_js_url="/_swagger/swagger-ui-bundle.js",
+        swagger_css_url="/_swagger/swagger-ui.css",
+        swagger_favicon_url="/_swagger/favicon-32x32.png",
+        swagger_ui_parameters={"tryItOutEnabled": True, "displayRequestDuration": True, "defaultModelsExpandDepth": 0},
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Make the OpenAPI document anew at each request: its examples name the models and jobs that are here now."""
+
+    def openapi() -> dict[str, Any]:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        _describe_problems(schema)
+        _fill_examples(schema, app)
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _operations(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    return [path[method] for path in schema["paths"].values() for method in METHODS if method in path]
+
+
+def _describe_problems(schema: dict[str, Any]) -> None:
+    """Every refusal is a problem document; FastAPI would describe its own form of 422."""
+    components = schema.setdefault("components", {}).setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        components.pop(name, None)
+    problem = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
+    components |= problem.pop("$defs", {})
+    components["ProblemDocument"] = problem
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
+    for operation in _operations(schema):
+        operation["responses"].pop("422", None)
+        operation["responses"]["default"] = {"description": "What was given, what is allowed, what to do", "content": content}
+
+
+def _fill_examples(schema: dict[str, Any], app: FastAPI) -> None:
+    service = app.state.service
+    model = service.first_model
+    values = {"name": model, "version": "production" if model is None else str(service.store.default_version(model)), "id": service.jobs.newest_id()}
+    for operation in _operations(schema):
+        for parameter in operation.get("parameters", []):
+            if parameter["in"] == "path" and values.get(parameter["name"]) is not None:
+                parameter["example"] = values[parameter["name"]]
+    if model is not None:
+        for component in schema["components"]["schemas"].values():
+            if "model" in component.get("example", {}):
+                component["example"] |= {"model": model}

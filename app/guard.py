@@ -1,0 +1,78 @@
+"""Who may ask at all, decided before a route is found: the Host header, the page that asks, and the key.
+
+Loopback is no boundary: any page in a browser on this machine can send requests here, and with DNS rebinding under a name of its own.
+So a Host that is not ours is refused, and so is a change asked from another site's page.
+"""
+
+import hmac
+from hashlib import sha256
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import CrossOrigin, Misdirected, Problem, Unauthenticated, problem_response, show
+from app.settings import Settings
+
+PROBES = frozenset({"/healthz", "/readyz"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class Guard:
+    """ASGI middleware; answers a refusal itself and passes everything else on."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._hosts = LOOPBACK_NAMES | set(settings.allowed_hosts)
+        # a page that was rebound to this address cannot know the key, so with a key and no list any Host will do
+        self._any_host = settings.api_key is not None and not settings.allowed_hosts
+        self._key_digest = None if settings.api_key is None else sha256(settings.api_key.encode()).digest()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (problem := self._refusal(scope)) is not None:
+            await problem_response(problem, scope["path"])(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> Problem | None:
+        headers = Headers(scope=scope)
+        return (
+            self._wrong_host(headers.getlist("host"))
+            or self._wrong_origin(scope["method"], headers)
+            or self._wrong_key(scope["path"], headers.getlist("authorization"))
+        )
+
+    def _wrong_host(self, hosts: list[str]) -> Problem | None:
+        if len(hosts) == 1 and (self._any_host or _host_name(hosts[0]) in self._hosts):
+            return None
+        given = show(", ".join(hosts)) if hosts else "no Host"
+        return Misdirected(
+            f"{given} was asked for; this server answers to {', '.join(sorted(self._hosts))};"
+            " name more with GANSERVE_ALLOWED_HOSTS or --allowed-host"
+        )
+
+    def _wrong_origin(self, method: str, headers: Headers) -> Problem | None:
+        origins = headers.getlist("origin")
+        if method in SAFE_METHODS or not origins:
+            return None
+        if len(origins) == 1 and urlsplit(origins[0]).scheme in ("http", "https") and urlsplit(origins[0]).netloc == headers.get("host"):
+            return None
+        return CrossOrigin(f"a page of {show(', '.join(origins))} asked for a change; only pages of this server may")
+
+    def _wrong_key(self, path: str, given: list[str]) -> Problem | None:
+        if self._key_digest is None or path in PROBES:
+            return None
+        scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        # digests are compared, in constant time, so that nothing of the key shows in how long a refusal takes
+        if hmac.compare_digest(sha256(key.strip().encode()).digest(), self._key_digest) and scheme.lower() == "bearer":
+            return None
+        return Unauthenticated(
+            "this server wants its key: send the header `Authorization: Bearer <key>`", headers={"WWW-Authenticate": "Bearer"}
+        )
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without its port, in small letters."""
+    name, colon, port = host.lower().rpartition(":")
+    return name if colon and port.isdecimal() else host.lower()

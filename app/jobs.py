@@ -1,0 +1,271 @@
+"""Training jobs: submit, watch, cancel, recover. One worker process at a time, spawned, in a session and a directory of its own.
+
+The job's directory is the truth (training.files.runs); what is kept here can be lost at any moment and found again.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.errors import Conflict, FieldError, Invalid, NotServed, UnknownJob, show
+from app.schemas import ArchitectureCard, Architectures, Job, JobProgress, Jobs, LossCard
+from training import catalog
+from training.contract import FINISHED, JobStatus, TrainConfig, now
+from training.files import locks, runs
+
+STOPPED = 75  # the worker's exit code when it can go on later
+MAX_DEATHS = 3  # of one job's worker, with no image between them, before it is called a crash loop
+ADOPTED_POLL_SECONDS = 0.5  # a worker that another server started is no child: its lock is looked at
+TERMINATE_SECONDS = 20.0  # for a last checkpoint
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How workers run: where data and models lie, on what device, and with how many threads (one core is left to the service)."""
+
+    datasets: Path
+    repositories: tuple[Path, ...]
+    device: str
+    threads: int = max(1, (os.cpu_count() or 2) - 1)
+    niceness: int = 10
+
+
+class JobService:
+    """The queue and its one worker. `on_published` is awaited after a job has ended, so that its model is served."""
+
+    def __init__(self, folder: Path, worker: WorkerSettings, on_published: Callable[[], Awaitable[None]]) -> None:
+        self._folder, self._worker, self._on_published = folder, worker, on_published
+        self._queue: list[str] = []
+        self._wake = asyncio.Event()
+        self._process: asyncio.subprocess.Process | None = None
+        self._deaths: dict[str, tuple[int, int]] = {}  # by job: images at the last death, and deaths there
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Find the jobs that are not finished, and go on with them."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        found = await asyncio.to_thread(self._read_all)
+        # a worker that outlived the server before this one comes first: nothing may start beside it
+        self._queue = sorted((id for id, status in found.items() if status.state not in FINISHED), key=lambda id: (not self._is_alive(id), id))
+        self._task = asyncio.create_task(self._work())
+        self._wake.set()
+
+    async def close(self) -> None:
+        """Ask the worker for a checkpoint, and wait for it; the job goes on at the next start."""
+        self._closing = True
+        self._wake.set()
+        if self._process is not None:
+            self._terminate(self._process)
+        if self._task is not None:
+            try:
+                await asyncio.wait_for(self._task, TERMINATE_SECONDS)
+            except TimeoutError:
+                _log.warning("the worker did not stop within %s s and is killed; its job goes on from its last checkpoint", TERMINATE_SECONDS)
+                if self._process is not None:
+                    self._process.kill()
+
+    # --- what routes ask ---
+
+    async def submit(self, config: TrainConfig) -> Job:
+        """Check the config against its data, make the job durable, and queue it.
+
+        Raises:
+            Invalid: the config cannot be run; every reason with its field.
+            NotServed: this process has no trainer.
+        """
+        id = runs.new_id()
+        await asyncio.to_thread(self._create, id, config)
+        self._queue.append(id)
+        self._wake.set()
+        return await self.get(id)
+
+    def _create(self, id: str, config: TrainConfig) -> None:
+        try:
+            resolved = catalog.resolve(config, self._worker.datasets, self._worker.repositories)
+        except catalog.ConfigError as error:
+            fields = tuple(FieldError(pointer=pointer, message=message) for pointer, message in error.errors)
+            raise Invalid(str(error), errors=fields) from error
+        except ImportError as error:
+            raise NotServed(f"this process serves only; it has no {error.name}") from error
+        runs.create(self._folder / id, resolved)
+
+    async def get(self, id: str) -> Job:
+        """Raises UnknownJob."""
+        return await asyncio.to_thread(self._read, id)
+
+    def newest_id(self) -> str | None:
+        return max((path.name for path in self._paths()), default=None)
+
+    async def page(self, limit: int, after: str | None) -> Jobs:
+        """Jobs, newest first, from the one behind `after` on."""
+        ids = await asyncio.to_thread(lambda: sorted((path.name for path in self._paths()), reverse=True))
+        page = [id for id in ids if after is None or id < after]
+        jobs = [await self.get(id) for id in page[:limit]]
+        return Jobs(jobs=jobs, next=jobs[-1].id if len(page) > limit else None)
+
+    async def cancel(self, id: str) -> Job:
+        """Leave the wish to end; a queued job ends at once, a running one at its worker's next beat.
+
+        Raises:
+            UnknownJob: there is no such job.
+            Conflict: it is finished.
+        """
+        job = await self.get(id)
+        if job.state in FINISHED:
+            raise Conflict(f"job {id} is {job.state} already; only queued and running jobs can be cancelled")
+        runs.ask_to_cancel(self._folder / id)
+        if id in self._queue:
+            self._queue.remove(id)
+            self._finish(id, "cancelled", "cancelled before it started")
+        return await self.get(id)
+
+    # --- reading ---
+
+    def _paths(self) -> list[Path]:
+        return [path for path in self._folder.iterdir() if (path / runs.STATUS).is_file()] if self._folder.is_dir() else []
+
+    def _read_all(self) -> dict[str, JobStatus]:
+        found = {}
+        for path in self._paths():
+            try:
+                found[path.name] = runs.read_status(path)
+            except (OSError, ValueError) as error:
+                _log.warning("job %s cannot be read and is left out: %s", path.name, error)
+        return found
+
+    def _read(self, id: str) -> Job:
+        folder = self._folder / id
+        # no path is made of what is no id: ids are letters, digits and hyphens
+        if not id.isascii() or not id.replace("-", "").isalnum() or not (folder / runs.STATUS).is_file():
+            raise UnknownJob(f"there is no job {show(id)}; GET /jobs lists them")
+        status = runs.read_status(folder)
+        return Job(
+            id=id,
+            state=status.state,
+            position=self._queue.index(id) + 1 if id in self._queue else None,
+            progress=JobProgress(**status.progress.model_dump(), percent=round(status.progress.percent, 2)),
+            attempts=status.attempts,
+            message=status.message,
+            model=status.model,
+            version=status.version,
+            created_at=status.created_at,
+            started_at=status.started_at,
+            finished_at=status.finished_at,
+            config=runs.read_config(folder),
+        )
+
+    def _is_alive(self, id: str) -> bool:
+        return locks.is_held(self._folder / id)
+
+    # --- working ---
+
+    async def _work(self) -> None:
+        while not self._closing:
+            if not self._queue:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            id = self._queue.pop(0)
+            if self._is_alive(id):
+                await self._adopt(id)
+            else:
+                await self._run(id)
+            await self._settle(id)
+
+    async def _adopt(self, id: str) -> None:
+        _log.info("job %s: its worker is alive; watching it", id)
+        while not self._closing and await asyncio.to_thread(self._is_alive, id):
+            await asyncio.sleep(ADOPTED_POLL_SECONDS)
+
+    async def _run(self, id: str) -> None:
+        folder, worker = (self._folder / id).resolve(), self._worker
+        command = [sys.executable, "-m", "training.worker", str(folder), "--datasets", str(worker.datasets.resolve())]
+        for repository in worker.repositories:
+            command += ["--repository", str(repository.resolve())]
+        command += ["--device", worker.device, "--threads", str(worker.threads), "--nice", str(worker.niceness)]
+        with (folder / runs.LOG).open("ab") as log:
+            # a session of its own: a Ctrl-C in the server's terminal is the server's, which asks for a checkpoint
+            self._process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=os.environ | {"OMP_NUM_THREADS": str(worker.threads)},
+            )
+        _log.info("job %s: worker %s started", id, self._process.pid)
+        if self._closing:
+            self._terminate(self._process)
+        await self._process.wait()
+        _log.info("job %s: worker ended with %s", id, self._process.returncode)
+        self._process = None
+
+    async def _settle(self, id: str) -> None:
+        """After a worker: its model is served, or its job queued again, or called a crash loop."""
+        status = runs.read_status(self._folder / id)
+        if status.state in FINISHED:
+            await self._on_published()
+            return
+        if self._closing:
+            return
+        images, deaths = self._deaths.get(id, (-1, 0))
+        deaths = deaths + 1 if images == status.progress.images else 1
+        self._deaths[id] = (status.progress.images, deaths)
+        if status.state == "running" and deaths >= MAX_DEATHS:
+            self._finish(id, "failed", f"crash loop: its worker died {deaths} times at {images:,} images; the end of {runs.LOG} may say why")
+            return
+        message = status.message or "its worker died; it goes on from its last checkpoint"
+        runs.write_status(self._folder / id, status.model_copy(update={"state": "queued", "message": message}))
+        self._queue.insert(0, id)
+
+    def _finish(self, id: str, state: str, message: str) -> None:
+        status = runs.read_status(self._folder / id)
+        update = {"state": state, "message": message, "finished_at": now()}
+        runs.write_status(self._folder / id, status.model_copy(update=update))
+
+    def _terminate(self, process: asyncio.subprocess.Process) -> None:
+        try:
+            process.terminate()
+        except ProcessLookupError:
+            _log.debug("the worker had ended already")
+
+
+def describe_catalog(datasets: Path) -> Architectures:
+    """Every architecture, loss and data set that a config may name.
+
+    Raises:
+        NotServed: this process has no trainer.
+    """
+    try:
+        losses, architectures, known = catalog.losses(), catalog.architectures(), catalog.datasets(datasets)
+    except ImportError as error:
+        raise NotServed(f"this process serves only; it has no {error.name}") from error
+    return Architectures(
+        architectures=[
+            ArchitectureCard(
+                name=key,
+                summary=_summary(kind),
+                source=kind.source,
+                inputs=list(kind.inputs),
+                options=kind.model_json_schema(),
+                losses=list(losses),
+            )
+            for key, kind in architectures.items()
+        ],
+        losses=[
+            LossCard(name=key, summary=_summary(kind), source=kind.source, options=kind.model_json_schema()) for key, kind in losses.items()
+        ],
+        datasets=known,
+    )
+
+
+def _summary(kind: type) -> str:
+    return (kind.__doc__ or "").strip().split("\n")[0]

@@ -1,0 +1,48 @@
+"""Puts the service together: `create_app(settings)`. No file is touched before the lifespan."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from app import docs, errors
+from app.guard import Guard
+from app.routes import inference, models, operations, training
+from app.service import running
+from app.settings import Settings
+
+MAX_BODY_BYTES = 64 * 2**20  # of an upload; JSON routes take less
+_DESCRIPTION = """\
+Generative adversarial networks, trained and served: sample images, walk between latents, score pictures, train in the background.
+Image *i* of a request has seed `seed + i`, and the same version and seed give the same pixels in any batch, before and after a restart.
+Mistakes are answered as `application/problem+json` (RFC 9457).
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI application; its lifespan loads the models and starts the jobs."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with running(settings) as service:
+            app.state.service = service
+            yield
+
+    app = FastAPI(
+        title="ganserve",
+        version=version("ganserve"),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        max_body_size=MAX_BODY_BYTES,
+    )
+    errors.install(app)
+    app.add_middleware(Guard, settings=settings)
+    for router in (inference.router, models.router, training.router, operations.router, docs.router):
+        app.include_router(router)
+    app.mount("/_swagger", StaticFiles(packages=[("fastapi_swagger", "resources")]))
+    docs.install(app)
+    return app

@@ -1,0 +1,124 @@
+"""What lies in the model repositories, as documents: no model file is opened here, and no torch is needed."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from training.contract import Manifest, is_name
+from training.files import versions
+
+Stamp = tuple[tuple[str, int, int, int], ...]  # name, inode, size and time of each file: what changes when a file does
+
+
+@dataclass(frozen=True)
+class Broken:
+    """What is left out, and why. `version` is None where it is not about one version."""
+
+    name: str
+    version: int | None
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A version directory as it lies on disk now; a changed one is another entry. Without a manifest there is a reason."""
+
+    name: str
+    number: int
+    folder: Path
+    stamp: Stamp
+    manifest: Manifest | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Every version by name and number, ascending; the aliases by name; and what stands in the way of others."""
+
+    entries: Mapping[str, Mapping[int, Entry]] = field(default_factory=dict)
+    aliases: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    obstacles: tuple[Broken, ...] = ()
+
+    def holds(self, entry: Entry) -> bool:
+        return self.entries.get(entry.name, {}).get(entry.number) is entry
+
+
+def scan(repositories: Sequence[Path], before: Inventory) -> Inventory:
+    """Look again; where nothing has changed the answer is `before` itself, and what has not changed keeps its entry.
+
+    Raises:
+        OSError: a repository cannot be read.
+    """
+    obstacles: list[Broken] = []
+    entries: dict[str, dict[int, Entry]] = {}
+    for name, folders in _folders(repositories, obstacles).items():
+        known = before.entries.get(name, {})
+        found = {number: _entry(name, number, folder, known.get(number)) for number, folder in sorted(folders.items())}
+        entries[name] = {number: entry for number, entry in found.items() if entry is not None}
+    aliases = {name: _aliases(repositories, name, before, obstacles) for name in entries}
+    inventory = Inventory(entries, aliases, tuple(obstacles))
+    return before if inventory == before else inventory
+
+
+def _folders(repositories: Sequence[Path], obstacles: list[Broken]) -> dict[str, dict[int, Path]]:
+    """Version directories by name and number; of two with one number, the first repository's."""
+    folders: dict[str, dict[int, Path]] = {}
+    for repository in repositories:
+        for name in sorted(path.name for path in repository.iterdir() if is_name(path.name)) if repository.is_dir() else []:
+            try:
+                found = versions.versions([repository], name)
+            except FileNotFoundError:
+                continue  # removed at this moment
+            except OSError as error:
+                obstacles.append(Broken(name, None, f"the directory cannot be read: {error.strerror}"))
+                continue
+            for number, folder in found.items():
+                if folders.setdefault(name, {}).setdefault(number, folder) != folder:
+                    obstacles.append(Broken(name, number, "two repositories hold this version; the second one's is left out"))
+    return dict(sorted(folders.items()))
+
+
+def _entry(name: str, number: int, folder: Path, before: Entry | None) -> Entry | None:
+    try:
+        stamp = _stamp(folder)
+        if before is not None and (before.folder, before.stamp) == (folder, stamp):
+            return before
+        content = (folder / versions.MANIFEST).read_bytes()
+    except OSError as error:
+        if not folder.is_dir():
+            return None  # removed at this moment
+        missing = isinstance(error, FileNotFoundError)
+        return Entry(name, number, folder, stamp, None, f"manifest.json {'is missing' if missing else f'cannot be read: {error.strerror}'}")
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        return Entry(name, number, folder, stamp, None, f"manifest.json: {_first(error)}")
+    if (manifest.name, manifest.version) != (name, number):
+        reason = f"manifest.json is of {manifest.name!r} version {manifest.version}; a version cannot be copied under another name"
+        return Entry(name, number, folder, stamp, None, reason)
+    return Entry(name, number, folder, stamp, manifest)
+
+
+def _stamp(folder: Path) -> Stamp:
+    with os.scandir(folder) as files:
+        stats = [(file.name, file.stat(follow_symlinks=False)) for file in files]
+    return tuple(sorted((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+
+
+def _first(error: ValidationError) -> str:
+    first, *more = error.errors(include_url=False, include_input=False)
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place + ': ' if place else ''}{first['msg']}{f' (and {len(more)} more)' if more else ''}"
+
+
+def _aliases(repositories: Sequence[Path], name: str, before: Inventory, obstacles: list[Broken]) -> Mapping[str, int]:
+    try:
+        return versions.read_aliases(repositories, name)
+    except FileNotFoundError:
+        return {}  # removed at this moment
+    except (OSError, ValueError):
+        obstacles.append(Broken(name, None, "aliases.json is no object of alias names to version numbers; the aliases stay as they were"))
+        return before.aliases.get(name, {})

@@ -1,0 +1,54 @@
+"""Sample, walk, score."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Response
+
+from app import forms, inference
+from app.negotiation import choose
+from app.schemas import GenerateRequest, InterpolateRequest, Pictures, Scores
+from app.service import ServiceOf
+from app.uploads import REQUEST_BODY, DiscriminateBody, read_discriminate
+
+router = APIRouter(tags=["inference"])
+Accept = Annotated[str | None, Header(include_in_schema=False)]
+
+
+def _pictures(*media_types: str) -> dict[int | str, dict[str, Any]]:
+    """How OpenAPI is told of the forms of an answer; the first is what a client gets that does not choose."""
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    content = {form: {"schema": Pictures.model_json_schema()} if form == forms.JSON else binary for form in media_types}
+    return {200: {"content": content, "description": "The images, in the form that Accept chose"}}
+
+
+@router.post("/generate", response_class=Response, responses=_pictures(*forms.STILLS), summary="Sample images")
+async def generate(body: GenerateRequest, service: ServiceOf, accept: Accept = None) -> Response:
+    """A grid as PNG, JPEG or WebP; single images as a ZIP of PNGs, as a NumPy array (N, H, W, C) of uint8, or as JSON (base64 and seeds).
+
+    `X-Model`, `X-Version` and `X-Seed` (of the first image) tell what made it; a PNG carries them as text too.
+    """
+    form = choose(accept, forms.STILLS)
+    forms.refuse_without_effect(form, {"columns": body.columns, "return_latents": body.return_latents or None})
+    made = await inference.generate(service, body)
+    content = await service.in_pool(lambda: forms.still(form, made, body.columns))
+    return Response(content, media_type=form, headers=made.headers)
+
+
+@router.post("/interpolate", response_class=Response, responses=_pictures(*forms.STILLS, forms.GIF), summary="Walk between latents")
+async def interpolate(body: InterpolateRequest, service: ServiceOf, accept: Accept = None) -> Response:
+    """A strip, a grid (`columns`) or an animation (GIF, WebP). The frames at the anchors equal the anchors' own images exactly."""
+    layout = forms.choose_layout(body, accept)
+    made = await inference.interpolate(service, body)
+    content = await service.in_pool(lambda: forms.laid_out(layout, made))
+    return Response(content, media_type=layout.form, headers=made.headers)
+
+
+@router.post("/discriminate", openapi_extra=REQUEST_BODY, summary="Score pictures")
+async def discriminate(body: Annotated[DiscriminateBody, Depends(read_discriminate)], service: ServiceOf) -> Scores:
+    """Each file's score, the probability of being real where the score is a logit, and where the score lies among held-out real images
+    and among generated ones.
+
+    Files of any colour mode, size and orientation: turned upright by EXIF, brought to 8 bits, laid over white where transparent, made
+    grey or RGB as the model is, cropped at the centre to its proportions, resized with an antialiasing filter.
+    """
+    return await inference.discriminate(service, body.model, body.version, body.uploads)

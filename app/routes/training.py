@@ -1,0 +1,43 @@
+"""Start training, watch it, end it."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from app.jobs import describe_catalog
+from app.schemas import Architectures, Job, Jobs, TrainRequest
+from app.service import ServiceOf
+
+router = APIRouter(tags=["training"])
+
+
+@router.post("/train", status_code=202, summary="Train a model in the background")
+async def train(body: TrainRequest, service: ServiceOf, response: Response) -> Job:
+    """The config is checked against its data set, the job made durable and queued. Its model is served when it ends."""
+    job = await service.jobs.submit(body)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return job
+
+
+@router.get("/jobs", summary="List the training jobs")
+async def list_jobs(service: ServiceOf, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str | None = None) -> Jobs:
+    """Newest first; `after` is an id, and the page begins behind it."""
+    return await service.jobs.page(limit, after)
+
+
+@router.get("/jobs/{id}", summary="Look at a training job")
+async def show_job(id: str, service: ServiceOf) -> Job:
+    """State, place in the queue, progress, losses, and the config with every default resolved."""
+    return await service.jobs.get(id)
+
+
+@router.post("/jobs/{id}/cancel", status_code=202, summary="End a training job")
+async def cancel_job(id: str, service: ServiceOf) -> Job:
+    """A queued job ends at once, a running one within a second or a step; its last checkpoint is kept."""
+    return await service.jobs.cancel(id)
+
+
+@router.get("/architectures", summary="What can be trained")
+async def list_architectures(service: ServiceOf) -> Architectures:
+    """Architectures and losses with the JSON schemas of their options, and the data sets."""
+    return await service.in_pool(lambda: describe_catalog(service.settings.datasets))

@@ -1,0 +1,75 @@
+"""The real server: binds its port, says where the pages are, and serves until it is told to stop."""
+
+import logging
+import socket
+from collections.abc import Callable
+from typing import TextIO
+
+import uvicorn
+
+from app.main import create_app
+from app.settings import Settings, SettingsError
+
+GRACE_SECONDS = 10  # for open requests at the end; without a bound an open event stream would hold the server for ever
+
+
+def run(settings: Settings, out: TextIO) -> int:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Args:
+        out: where the address is printed once the models are loaded.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    listening = _listen(settings)
+    host, port = listening.getsockname()[:2]
+    app = create_app(settings)
+    config = uvicorn.Config(app, timeout_graceful_shutdown=GRACE_SECONDS, log_config=None, access_log=False, server_header=False)
+
+    def greet() -> None:
+        out.write(_greeting(host, port, app.state.service.first_model, needs_key=settings.api_key is not None))
+        out.flush()
+
+    server = _Server(config, greet)
+    try:
+        server.run(sockets=[listening])
+    finally:
+        listening.close()
+    return 0 if server.started else 1
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        address = (settings.host.strip("[]"), settings.port)
+        return socket.create_server(address, family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise SettingsError(f"cannot listen on {settings.host} port {settings.port}: {reason}; choose another --port or --host") from error
+
+
+def _greeting(host: str, port: int, model: str | None, *, needs_key: bool) -> str:
+    base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    lines = [f"ganserve listens on {base}", f"  pages     {base}/docs (every route, to try)   {base}/models (what is served)"]
+    if model is None:
+        lines.append("  no model is here yet: train one with `ganserve train`, and it is served at once")
+    else:
+        key = ' -H "Authorization: Bearer $GANSERVE_API_KEY"' if needs_key else ""
+        body = f'{{"model": "{model}", "num_images": 16, "seed": 7}}'
+        lines.append(f"  try       curl -o {model}.png {base}/generate{key} -H 'Content-Type: application/json' -d '{body}'")
+    return "\n".join(lines) + "\n"
+
+
+class _Server(uvicorn.Server):
+    """Greets once it is ready for requests."""
+
+    def __init__(self, config: uvicorn.Config, greet: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._greet = greet
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            self._greet()

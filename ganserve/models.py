@@ -1,0 +1,83 @@
+"""`ganserve models` and `ganserve architectures`: what is served, and what can be trained."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+from cyclopts import App, Parameter
+
+from ganserve.connection import Connection, check
+from ganserve.places import Repositories, settings
+from training.contract import UserError
+
+models_app = App(name="models", help="List and show models, and name their versions.")
+
+
+@models_app.command(name="list")
+def list_(*, connection: Connection = Connection()) -> None:
+    """List the models that are served, and what is broken and why."""
+
+    async def question(client: httpx.AsyncClient) -> httpx.Response:
+        return check(await client.get("/models"))
+
+    listing = connection.ask(question).json()
+    for model in listing["models"]:
+        aliases = "".join(f", {alias} is {version}" for alias, version in model["aliases"].items())
+        versions = ", ".join(str(version) for version in model["versions"])
+        print(f"{model['name']}: {model['architecture']}, versions {versions}{aliases}")
+    for broken in listing["broken"]:
+        print(f"broken: {broken['name']} version {broken['version']}: {broken['reason']}")
+
+
+@models_app.command
+def show(
+    model: Annotated[str, Parameter(help="`model/version`, with a number or an alias; `model` is the version that answers.")],
+    /,
+    *,
+    connection: Connection = Connection(),
+) -> None:
+    """Show a version's manifest: data, config, figures, and the command that trains it again."""
+    name, _, version = model.partition("/")
+
+    async def question(client: httpx.AsyncClient) -> httpx.Response:
+        number = version or str(check(await client.get(f"/models/{name}")).json()["version"])
+        return check(await client.get(f"/models/{name}/{number}"))
+
+    print(json.dumps(connection.ask(question).json(), indent=2))
+
+
+@models_app.command
+def alias(
+    name: Annotated[str, Parameter(help="The model.")],
+    alias: Annotated[str, Parameter(help="`production` answers where no version is asked for; any other name is yours.")],
+    version: Annotated[int, Parameter(help="The version's number.")],
+    /,
+    *,
+    models: Repositories = (),
+) -> None:
+    """Point an alias at a version; a running server follows within two seconds."""
+    from training.files import versions
+
+    repositories: tuple[Path, ...] = settings(models, None).models
+    try:
+        versions.write_alias(repositories, name, alias, version)
+    except (LookupError, ValueError) as error:
+        raise UserError(str(error.args[0])) from error
+    print(f"{name}: {alias} is version {version}")
+
+
+def architectures(*, connection: Connection = Connection()) -> None:
+    """List what can be trained: architectures and losses with their options, and data sets."""
+
+    async def question(client: httpx.AsyncClient) -> httpx.Response:
+        return check(await client.get("/architectures"))
+
+    catalog = connection.ask(question).json()
+    for kind, prefix in (("architectures", "options"), ("losses", "loss-options")):
+        for entry in catalog[kind]:
+            print(f"{kind[:-1] if kind == 'architectures' else 'loss'} {entry['name']}: {entry['summary']} {entry['source']}")
+            for name, option in entry["options"].get("properties", {}).items():
+                print(f"    --{prefix}.{name.replace('_', '-')} ({json.dumps(option['default'])}): {option.get('description', '')}")
+    for dataset in catalog["datasets"]:
+        print(f"data set {dataset['name']}: {dataset['num_images']:,} images of {'x'.join(map(str, dataset['shape']))}")

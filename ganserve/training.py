@@ -1,0 +1,110 @@
+"""`ganserve train`: the trainer in this process, with a progress bar."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from pydantic import ConfigDict, Field
+
+from ganserve.places import Device, Repositories, State, Threads, settings
+from training.contract import OptimizerConfig, TrainConfig, UserError
+
+
+class OptimizerFlags(OptimizerConfig):
+    """The same settings, from the words of a command line."""
+
+    model_config = ConfigDict(strict=False)
+
+
+class TrainFlags(TrainConfig):
+    """The training config, from the words of a command line; `config` gives the strict one."""
+
+    model_config = ConfigDict(strict=False)
+
+    options: dict[str, str] = Field(  # type: ignore[assignment]
+        default={}, description="The architecture's own options, as --options.latent-size 32; `ganserve architectures` lists them."
+    )
+    loss_options: dict[str, str] = Field(  # type: ignore[assignment]
+        default={}, description="The loss's own options, as --loss-options.label-smoothing 0.1."
+    )
+    generator: OptimizerFlags = Field(default=OptimizerFlags(), description="Of the generator alone.")
+    discriminator: OptimizerFlags = Field(default=OptimizerFlags(), description="Of the discriminator alone.")
+
+    def config(self) -> TrainConfig:
+        values = self.model_dump(mode="json", exclude_unset=True)
+        for key in {"options", "loss_options"} & values.keys():
+            values[key] = {name.replace("-", "_"): _value(word) for name, word in values[key].items()}
+        return TrainConfig.model_validate_json(json.dumps(values))
+
+
+def _value(word: str) -> object:
+    """A word as JSON where it is JSON (64, 0.1, true, [256,512]), else the word itself."""
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word
+
+
+def train(
+    *,
+    flags: Annotated[TrainFlags, Parameter(name="*")] = TrainFlags(),
+    resume: Annotated[Path | None, Parameter(help="A run directory to go on with, from its last checkpoint; takes no other config.")] = None,
+    run_dir: Annotated[
+        Path | None, Parameter(help="Directory of the run; `<state>/runs/<name>-<time>` when left out.", show_default=False)
+    ] = None,
+    models: Repositories = (),
+    state: State = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> int:
+    """Train a model, and publish it into the first repository as its next version."""
+    found = settings(models, state, device, threads)
+    folder = _prepare(flags, resume, run_dir, found.datasets, found.state / "runs", found.models)
+    print(f"run directory: {folder}", file=sys.stderr)
+
+    import torch
+
+    from ganserve.progress import telling
+    from training.files import runs
+    from training.worker import STOPPED, Places, pick_device, work
+
+    if found.threads is not None:
+        torch.set_num_threads(found.threads)
+    with telling() as listener:
+        code = work(folder, Places(found.datasets, found.models), pick_device(found.device), listener)
+    status = runs.read_status(folder)
+    if code == STOPPED:
+        print(f"{status.message}: ganserve train --resume {folder}", file=sys.stderr)
+        return 130
+    if status.state == "failed":
+        raise UserError(f"{status.message} (the whole log: {folder / runs.LOG})")
+    print(status.message)
+    return 0
+
+
+def _prepare(
+    flags: TrainFlags, resume: Path | None, run_dir: Path | None, datasets: Path, runs_folder: Path, models: tuple[Path, ...]
+) -> Path:
+    """The run directory, made where it is a new run."""
+    from training.files import runs
+
+    if resume is not None:
+        if flags.model_fields_set or run_dir is not None:
+            raise UserError("--resume goes on with a run as it was begun: leave out every other option of the training")
+        if not (resume / runs.CONFIG).is_file():
+            raise UserError(f"{resume} is no run directory: it has no {runs.CONFIG}")
+        if runs.read_status(resume).state == "succeeded":
+            raise UserError(f"{resume} is finished: {runs.read_status(resume).message}")
+        (resume / runs.CANCEL).unlink(missing_ok=True)
+        return resume
+    from training.catalog import resolve
+
+    config = resolve(flags.config(), datasets, models)
+    folder = run_dir or runs_folder / f"{config.model_name}-{runs.new_id()}"
+    try:
+        runs.create(folder, config)
+    except FileExistsError as error:
+        raise UserError(f"{folder} is there already: choose another --run-dir, or go on with it by --resume {folder}") from error
+    return folder

@@ -1,0 +1,165 @@
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ganserve.datasets import datasets_app
+from training import datasets
+from training.datasets import DatasetError, DatasetNameError, EmptyDatasetError, UnknownDatasetError
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GANSERVE_STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def run(*tokens: object) -> None:
+    datasets_app([str(token) for token in tokens], result_action="return_value")
+
+
+def pictures(folder: Path, num_images: int = 3) -> Path:
+    folder.mkdir()
+    for index in range(num_images):
+        Image.new("L", (8, 8), index).save(folder / f"{index:03}.png")
+    return folder
+
+
+def mnist_files(folder: Path, num_images: int = 2) -> Path:
+    folder.mkdir()
+    for kind, shape in (("images-idx3", (num_images, 28, 28)), ("labels-idx1", (num_images,))):
+        array = np.zeros(shape, np.uint8)
+        head = b"\x00\x00\x08" + struct.pack(f">B{array.ndim}I", array.ndim, *array.shape)
+        (folder / f"train-{kind}-ubyte.gz").write_bytes(gzip.compress(head + array.tobytes()))
+    return folder
+
+
+def test_a_folder_is_added_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("add", "own", pictures(tmp_path / "p"), "--size", 16, "--channels", 3, "--licence", "CC0")
+    run("list")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "registered own: 3 images of 3 x 16 x 16",
+        "fashion-mnist-10k: 10,000 images of 1 x 28 x 28, 10 classes",
+        "own: 3 images of 3 x 16 x 16",
+    ]
+
+
+def test_a_folder_is_64_pixels_and_grey_where_it_can_be(tmp_path: Path, state: Path) -> None:
+    run("add", "own", pictures(tmp_path / "p"))
+    card = datasets.card("own", state / "datasets")
+    assert card.shape == (1, 64, 64)
+    assert card.licence == "not stated"
+    assert card.source == "the folder p"
+
+
+def test_a_published_set_is_added_from_files_at_hand_under_any_name(tmp_path: Path, state: Path) -> None:
+    files = mnist_files(tmp_path / "files")
+    run("add", "mnist", "--data-dir", files)
+    run("add", "mnist", "--data-dir", files, "--size", 32, "--as", "mnist-32")
+    assert datasets.card("mnist", state / "datasets").shape == (1, 28, 28)
+    assert datasets.card("mnist-32", state / "datasets").shape == (1, 32, 32)
+
+
+def test_the_state_folder_can_be_named(tmp_path: Path, state: Path) -> None:
+    run("add", "own", pictures(tmp_path / "p"), "--state", tmp_path / "elsewhere")
+    assert "own" in datasets.known(tmp_path / "elsewhere" / "datasets")
+    assert not state.exists()
+
+
+def test_left_out_files_are_counted_and_the_card_names_them_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = pictures(tmp_path / "p")
+    for index in range(7):
+        (folder / f"note-{index}.txt").touch()
+    run("add", "own", folder)
+    told = capsys.readouterr().err
+    assert "left out 7 files; `ganserve datasets show own` names them:" in told
+    assert told.count("this is no picture") == 5
+    run("show", "own")
+    assert capsys.readouterr().out.count("left out  note-") == 7
+
+
+def test_without_a_terminal_progress_is_at_most_ten_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("add", "mnist", "--data-dir", mnist_files(tmp_path / "files", num_images=5000))  # 20 batches
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert lines[-1] == "5,000 of 5,000 images"
+
+
+def test_show_tells_what_is_on_the_card_and_writes_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("show", "fashion-mnist-10k", "--sheet", tmp_path / "sheet.png")
+    told = capsys.readouterr().out
+    assert "fashion-mnist-10k: 10,000 images of 1 x 28 x 28, 10 classes" in told
+    assert "licence   MIT; Copyright (c) 2017 Zalando SE" in told
+    assert "sneaker, bag, ankle boot" in told
+    images = datasets.load("fashion-mnist-10k", tmp_path).images
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape == (8 * 28, 8 * 28)
+    assert np.array_equal(pixels[:28, :28], images[0, 0])
+    assert np.array_equal(pixels[-28:, -28:], images[-1, 0])
+
+
+def test_a_sheet_of_few_colour_images_leaves_the_rest_white(tmp_path: Path) -> None:
+    run("add", "own", pictures(tmp_path / "p"), "--size", 8, "--channels", 3)
+    run("show", "own", "--sheet", tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape == (8, 64, 3)
+    assert pixels[0, ::8, 0].tolist() == [0, 1, 2, 255, 255, 255, 255, 255]
+
+
+def test_list_names_a_damaged_set_and_the_others(tmp_path: Path, state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("add", "own", pictures(tmp_path / "p"))
+    (state / "datasets" / "own" / "images.npy").unlink()
+    capsys.readouterr()
+    run("list")
+    told = capsys.readouterr()
+    assert told.out == "fashion-mnist-10k: 10,000 images of 1 x 28 x 28, 10 classes\n"
+    assert told.err.startswith("data set 'own' is damaged: images.npy is missing; delete ")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sentence"),
+    [
+        (["mnist", "--channels", "3"], "--channels is for a folder of pictures; give its PATH after the name"),
+        (["mnist", "--licence", "CC0"], "--licence is for a folder of pictures; give its PATH after the name"),
+        (["own", "p", "--split", "test"], "--split is for published sets; leave it out with a PATH"),
+        (["own", "p", "--as", "other"], "--as is for published sets; leave it out with a PATH"),
+        (["own", "p", "--data-dir", "p"], "--data-dir is for published sets; leave it out with a PATH"),
+        (["mnist", "p"], "mnist names a published set: choose another name for p, or give its files with --data-dir p"),
+        (["mnist", "--data-dir", "nowhere"], "--data-dir nowhere is no folder"),
+        (["own"], "there is no published set 'own'; known: mnist"),
+        (["own", "nowhere"], "nowhere is no folder"),
+        (["own", "p", "--size", "0"], "size 0 is not allowed"),
+    ],
+)
+def test_wrong_options_are_refused_with_what_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: list[str], sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "p")
+    with pytest.raises(DatasetError) as error:
+        run("add", *tokens)
+    assert str(error.value).startswith(sentence)
+
+
+def test_a_name_that_is_taken_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    run("add", "own", pictures(tmp_path / "p"))
+    with pytest.raises(DatasetNameError, match="'own' is registered already"):
+        run("add", "own", tmp_path / "nowhere")
+    with pytest.raises(DatasetNameError, match="'own' is registered already"):
+        run("add", "mnist", "--as", "own")
+
+
+def test_errors_are_one_sentence_of_one_family(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EmptyDatasetError, match="'own' would be empty"):
+        run("add", "own", tmp_path / "empty")
+    with pytest.raises(UnknownDatasetError, match="there is no data set 'own'"):
+        run("show", "own")
+    with pytest.raises(DatasetError, match=r"the sheet cannot be written to .*: No such file"):
+        run("show", "fashion-mnist-10k", "--sheet", tmp_path / "nowhere" / "sheet.png")
