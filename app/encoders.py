@@ -73,7 +73,7 @@ def _filtered(pixels: Pixels) -> bytes:
 def _filtered_band(rows: Pixels, above: Pixels, channels: int) -> bytes:
     """Each row by None, Sub or Up: the least sum of absolute differences, PNG specification section 12.7.
 
-    Paeth is left out: it triples the time of filtering and takes 2 % off the files of noisy pictures.
+    Paeth is left out: it takes several times as long as the three together and makes files 1 to 2 % smaller.
     """
     num, size = rows.shape
     ways = np.empty((3, num, 1 + size), np.uint8)

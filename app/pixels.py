@@ -16,8 +16,8 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def from_uint8(array: NDArray[np.uint8]) -> Tensor:
-    """Float32 in [-1, 1] on the CPU, the shape kept; `to_uint8` gives the same pixels back."""
-    return torch.from_numpy(array.astype(np.float32)).div_(127.5).sub_(1)
+    """Float32 in [-1, 1] on the CPU, the shape kept, to the bit as training scales them; `to_uint8` gives the same pixels back."""
+    return torch.from_numpy(array.astype(np.float32)).mul_(1 / 127.5).sub_(1)
 
 
 def grid(images: Tensor, columns: int | None = None, padding_pixels: int = 2) -> NDArray[np.uint8]:

@@ -56,8 +56,9 @@ def scan(repositories: Sequence[Path], before: Inventory) -> Inventory:
     entries: dict[str, dict[int, Entry]] = {}
     for name, folders in _folders(repositories, obstacles).items():
         known = before.entries.get(name, {})
-        found = {number: _entry(name, number, folder, known.get(number)) for number, folder in sorted(folders.items())}
-        entries[name] = {number: entry for number, entry in found.items() if entry is not None}
+        found = [_entry(name, number, folder, known.get(number)) for number, folder in sorted(folders.items())]
+        if present := {entry.number: entry for entry in found if entry is not None}:
+            entries[name] = present
     aliases = {name: _aliases(repositories, name, before, obstacles) for name in entries}
     inventory = Inventory(entries, aliases, tuple(obstacles))
     return before if inventory == before else inventory

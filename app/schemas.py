@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from training.contract import DatasetCard, JobState, Seed, TrainConfig
+from training.contract import DatasetCard, JobState, Manifest, Seed, TensorSpec, TrainConfig
 
 MAX_IMAGES = 256
 MAX_ANCHORS = 16
@@ -145,6 +145,61 @@ class Scores(BaseModel):
     model: str
     version: int
     scores: list[Score]
+
+
+class ModelCard(BaseModel):
+    """A model, by the version that answers where none is named."""
+
+    name: str
+    version: int
+    versions: list[int]
+    aliases: dict[str, int]
+    architecture: str
+    source: str
+    inputs: list[TensorSpec] = Field(description="Of the generator, in call order.")
+    output: TensorSpec
+    has_discriminator: bool
+    batch_sizes: dict[str, list[int]] = Field(description="Padded batch sizes that were proved to give every row the same bits.")
+    dataset: str
+    created_at: str
+
+
+class BrokenVersion(BaseModel):
+    """A version that is not served, and why."""
+
+    name: str
+    version: int | None
+    reason: str
+
+
+class Models(BaseModel):
+    """Everything that is served, and everything that was left out."""
+
+    models: list[ModelCard]
+    broken: list[BrokenVersion]
+
+
+class VersionFigures(BaseModel):
+    """A version in a few words."""
+
+    version: int
+    architecture: str
+    dataset: str
+    metrics: dict[str, float]
+    created_at: str
+
+
+class ModelVersions(ModelCard):
+    """A model with all its versions."""
+
+    history: list[VersionFigures] = Field(description="Oldest first.")
+
+
+class VersionCard(BaseModel):
+    """A version's manifest, and the command that trains it again."""
+
+    manifest: Manifest
+    command: str
 
 
 class JobProgress(BaseModel):

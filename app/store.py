@@ -7,7 +7,7 @@ broken, the one before it answers a request that names none.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -157,9 +157,13 @@ class Store:
         entry = None if number is None else state.inventory.entries[name].get(number)
         if entry is None:
             raise UnknownVersion(f"model {name!r} has no version {show(version)}; {self._choices(name)}")
-        if reason := state.reason(entry):
-            raise UnknownVersion(f"version {entry.number} of model {name!r} is broken: {reason}; {self._choices(name)}")
+        if state.reason(entry):
+            raise self._refusal(entry)
         return entry
+
+    def _refusal(self, entry: Entry) -> UnknownVersion:
+        reason = self._state.reason(entry)
+        return UnknownVersion(f"version {entry.number} of model {entry.name!r} is broken: {reason}; {self._choices(entry.name)}")
 
     def _choices(self, name: str) -> str:
         aliases = (f"{alias} ({number})" for alias, number in self._state.inventory.aliases[name].items())
@@ -179,12 +183,54 @@ class Store:
         return self._state.engines.get(entry)
 
     async def _load_all(self, inventory: Inventory) -> _State:
-        """The state of a new inventory: of each model the version that answers, and every version that has an alias."""
         engines: dict[Entry, Engine] = {}
         defaults: dict[str, Entry] = {}
         failed = {entry: reason for entry, reason in self._state.failed.items() if inventory.holds(entry)}
-        for name in inventory.entries:
-            async for entry, engine in self._load_wanted(inventory, name, failed):
-                engines[entry] = engine
-                defaults.setdefault(name, entry)
+        for name, entries in inventory.entries.items():
+            aliases = inventory.aliases[name]
+            newest = aliases.get(PRODUCTION, max(entries))
+            for number in sorted((number for number in entries if number <= newest), reverse=True):
+                if await self._load(entries[number], engines, failed):
+                    defaults[name] = entries[number]
+                    break
+            for number in set(aliases.values()) & set(entries):
+                await self._load(entries[number], engines, failed)
         return _State(inventory, engines, defaults, failed)
+
+    async def _load(self, entry: Entry, engines: dict[Entry, Engine], failed: dict[Entry, str]) -> bool:
+        """Put the entry's engine among the engines, or the reason why there is none among the failed; each is tried once."""
+        if entry in engines or entry in failed or entry.manifest is None:
+            return entry in engines
+        manifest, known = entry.manifest, self._loaded(entry)
+        try:
+            engines[entry] = known or await self._batcher.run_on_thread(lambda: Engine.load(entry.folder, manifest, self._device))
+        except BrokenVersionError as error:
+            failed[entry] = str(error)
+            _log.warning("%s version %d is broken and left out: %s", entry.name, entry.number, error)
+            return False
+        if known is None:
+            _log.info("%s version %d is loaded on %s", entry.name, entry.number, self._device)
+        return True
+
+    async def _load_extra(self, entry: Entry) -> Engine:
+        engines: dict[Entry, Engine] = {}
+        failed = dict(self._state.failed)
+        if not await self._load(entry, engines, failed):
+            self._state = replace(self._state, failed=failed)
+            raise self._refusal(entry)
+        self._extra[entry] = engines[entry]
+        self._trim()
+        return engines[entry]
+
+    def _swap(self, state: _State) -> None:
+        """Requests that run keep the engine they have; what was served until now is kept for a while, for a way back."""
+        engines = [*self._extra.items(), *self._state.engines.items()]
+        self._extra = OrderedDict(
+            (entry, engine) for entry, engine in engines if state.inventory.holds(entry) and entry not in state.engines
+        )
+        self._trim()
+        self._state = state
+
+    def _trim(self) -> None:
+        while len(self._extra) > MAX_EXTRA_ENGINES:
+            self._extra.popitem(last=False)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.pixels import BACKGROUND, from_uint8, grid, to_uint8
+from training.data import to_images
 
 
 def pictures(num: int, channels: int = 3, height: int = 5, width: int = 4) -> Tensor:
@@ -61,6 +62,11 @@ def test_floats_span_the_range_and_keep_the_shape() -> None:
     floats = from_uint8(np.array([[[0, 255]]], dtype=np.uint8))
     assert floats.dtype == torch.float32
     assert floats.tolist() == [[[-1.0, 1.0]]]
+
+
+def test_uploads_are_scaled_to_the_bit_as_training_scales_its_images() -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(from_uint8(values), to_images(torch.from_numpy(values)))
 
 
 def test_an_array_that_may_not_be_written_is_read() -> None:

@@ -1,0 +1,59 @@
+"""What is served."""
+
+from fastapi import APIRouter
+from fastapi.responses import FileResponse
+
+from app.schemas import BrokenVersion, ModelCard, Models, ModelVersions, VersionCard, VersionFigures
+from app.service import ServiceOf
+from app.store import Served
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/models", summary="List what is served, and what is broken")
+async def list_models(service: ServiceOf) -> Models:
+    """Each model by the version that answers where none is named, and every version that was left out, with the reason."""
+    listing = service.store.listing()
+    return Models(
+        models=[_card(served) for served in listing.models],
+        broken=[BrokenVersion.model_validate(broken, from_attributes=True) for broken in listing.broken],
+    )
+
+
+@router.get("/models/{name}", summary="Look at a model")
+async def show_model(name: str, service: ServiceOf) -> ModelVersions:
+    """Every version of a model in a few words, and its aliases."""
+    card = _card(service.store.served(name))
+    history = [VersionFigures.model_validate(manifest, from_attributes=True) for manifest in service.store.manifests(name)]
+    return ModelVersions(**card.model_dump(), history=history)
+
+
+@router.get("/models/{name}/{version}", summary="Look at a version")
+async def show_version(name: str, version: str, service: ServiceOf) -> VersionCard:
+    """The whole manifest: inputs, data, config, figures, hashes, and the command that trains it again. `version`: a number or an alias."""
+    manifest = service.store.manifest(name, version)
+    return VersionCard(manifest=manifest, command=manifest.command)
+
+
+@router.get("/models/{name}/{version}/samples.png", response_class=FileResponse, summary="A version's sample grid")
+async def samples(name: str, version: str, service: ServiceOf) -> FileResponse:
+    """The images of seeds 0 to 63, as they were when the version was published."""
+    return FileResponse(await service.store.samples(name, version), media_type="image/png")
+
+
+def _card(served: Served) -> ModelCard:
+    manifest = served.manifest
+    return ModelCard(
+        name=manifest.name,
+        version=manifest.version,
+        versions=list(served.versions),
+        aliases=dict(served.aliases),
+        architecture=manifest.architecture,
+        source=manifest.source,
+        inputs=list(manifest.generator.inputs),
+        output=manifest.generator.output,
+        has_discriminator=manifest.discriminator is not None,
+        batch_sizes={name: list(sizes) for name, sizes in served.buckets.items()},
+        dataset=manifest.dataset.name,
+        created_at=manifest.created_at,
+    )
