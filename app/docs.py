@@ -63,7 +63,8 @@ def _describe_problems(schema: dict[str, Any]) -> None:
 def _fill_examples(schema: dict[str, Any], app: FastAPI) -> None:
     service = app.state.service
     model = service.first_model
-    values = {"name": model, "version": "production" if model is None else str(service.store.default_version(model)), "id": service.jobs.newest_id()}
+    version = None if model is None else str(service.store.default_version(model))
+    values = {"name": model, "version": version, "id": service.jobs.newest_id()}
     for operation in _operations(schema):
         for parameter in operation.get("parameters", []):
             if parameter["in"] == "path" and values.get(parameter["name"]) is not None:

@@ -260,7 +260,7 @@ def _from_http(request: Request, error: HTTPException) -> Problem:
     if error.status_code == 404:
         return NotFound(f"there is no {method} {path}; /docs lists every route")
     if error.status_code == 405:
-        allowed = (headers or {}).get("allow", "another method")
+        allowed = (headers or {}).get("Allow", "other methods")
         return MethodNotAllowed(f"{path} does not take {method}; it takes {allowed}", headers=headers)
     if error.status_code == 413:
         return PayloadTooLarge(f"{error.detail}; /docs says how much each route takes", headers=headers)

@@ -124,7 +124,8 @@ def _singles(form: str, made: Made) -> bytes:
     pictures = [encoders.png(row, made.text(index)) for index, row in enumerate(rows)]
     if form == ZIP:
         names = [f"{index:03d}" if made.seeds is None else f"seed-{made.seeds[index]}" for index in range(len(rows))]
-        return encoders.zip_of([(f"{made.model}-{made.version}-{name}.png", picture) for name, picture in zip(names, pictures, strict=True)])
+        files = [f"{made.model}-{made.version}-{name}.png" for name in names]
+        return encoders.zip_of(list(zip(files, pictures, strict=True)))
     answer = Pictures(
         model=made.model,
         version=made.version,

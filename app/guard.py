@@ -9,9 +9,10 @@ from hashlib import sha256
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import CrossOrigin, Misdirected, Problem, Unauthenticated, problem_response, show
+from app.errors import MEDIA_TYPE, CrossOrigin, Misdirected, PayloadTooLarge, Problem, Unauthenticated, problem_response, show
 from app.settings import Settings
 
 PROBES = frozenset({"/healthz", "/readyz"})
@@ -30,10 +31,12 @@ class Guard:
         self._key_digest = None if settings.api_key is None else sha256(settings.api_key.encode()).digest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (problem := self._refusal(scope)) is not None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif (problem := self._refusal(scope)) is not None:
             await problem_response(problem, scope["path"])(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+        else:
+            await self._app(scope, receive, _SizeProblems(scope, receive, send))
 
     def _refusal(self, scope: Scope) -> Problem | None:
         headers = Headers(scope=scope)
@@ -70,6 +73,25 @@ class Guard:
         return Unauthenticated(
             "this server wants its key: send the header `Authorization: Bearer <key>`", headers={"WWW-Authenticate": "Bearer"}
         )
+
+
+class _SizeProblems:
+    """FastAPI's body limit answers in plain text before any handler is asked; this says the same in the language of all problems."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope, self._receive, self._send = scope, receive, send
+        self._replaced = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 413:
+            self._replaced = MEDIA_TYPE.encode() not in dict(message["headers"]).get(b"content-type", b"")
+        if not self._replaced:
+            await self._send(message)
+        elif message["type"] == "http.response.start":
+            given = show(Headers(scope=self._scope).get("content-length", "more"))
+            limit = self._scope.get(MAX_BODY_SIZE_SCOPE_KEY)
+            problem = PayloadTooLarge(f"the body has {given} bytes; {limit} are allowed on {self._scope['path']}")
+            await problem_response(problem, self._scope["path"])(self._scope, self._receive, self._send)
 
 
 def _host_name(host: str) -> str:

@@ -54,7 +54,8 @@ class JobService:
         self._folder.mkdir(parents=True, exist_ok=True)
         found = await asyncio.to_thread(self._read_all)
         # a worker that outlived the server before this one comes first: nothing may start beside it
-        self._queue = sorted((id for id, status in found.items() if status.state not in FINISHED), key=lambda id: (not self._is_alive(id), id))
+        unfinished = [id for id, status in found.items() if status.state not in FINISHED]
+        self._queue = sorted(unfinished, key=lambda id: (not self._is_alive(id), id))
         self._task = asyncio.create_task(self._work())
         self._wake.set()
 
@@ -68,7 +69,7 @@ class JobService:
             try:
                 await asyncio.wait_for(self._task, TERMINATE_SECONDS)
             except TimeoutError:
-                _log.warning("the worker did not stop within %s s and is killed; its job goes on from its last checkpoint", TERMINATE_SECONDS)
+                _log.warning("the worker did not stop within %s s and is killed", TERMINATE_SECONDS)
                 if self._process is not None:
                     self._process.kill()
 
@@ -220,7 +221,7 @@ class JobService:
         deaths = deaths + 1 if images == status.progress.images else 1
         self._deaths[id] = (status.progress.images, deaths)
         if status.state == "running" and deaths >= MAX_DEATHS:
-            self._finish(id, "failed", f"crash loop: its worker died {deaths} times at {images:,} images; the end of {runs.LOG} may say why")
+            self._finish(id, "failed", f"crash loop: its worker died {deaths} times at the same place; {runs.LOG} may say why")
             return
         message = status.message or "its worker died; it goes on from its last checkpoint"
         runs.write_status(self._folder / id, status.model_copy(update={"state": "queued", "message": message}))

@@ -13,7 +13,6 @@ from app.routes import inference, models, operations, training
 from app.service import running
 from app.settings import Settings
 
-MAX_BODY_BYTES = 64 * 2**20  # of an upload; JSON routes take less
 _DESCRIPTION = """\
 Generative adversarial networks, trained and served: sample images, walk between latents, score pictures, train in the background.
 Image *i* of a request has seed `seed + i`, and the same version and seed give the same pixels in any batch, before and after a restart.
@@ -37,7 +36,6 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        max_body_size=MAX_BODY_BYTES,
     )
     errors.install(app)
     app.add_middleware(Guard, settings=settings)

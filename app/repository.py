@@ -83,36 +83,38 @@ def _folders(repositories: Sequence[Path], obstacles: list[Broken]) -> dict[str,
 
 
 def _entry(name: str, number: int, folder: Path, before: Entry | None) -> Entry | None:
+    """The version directory, or None where it was removed at this moment; `before` itself where nothing has changed."""
     try:
         stamp = _stamp(folder)
-        if before is not None and (before.folder, before.stamp) == (folder, stamp):
-            return before
-        content = (folder / versions.MANIFEST).read_bytes()
-    except OSError as error:
-        if not folder.is_dir():
-            return None  # removed at this moment
-        missing = isinstance(error, FileNotFoundError)
-        return Entry(name, number, folder, stamp, None, f"manifest.json {'is missing' if missing else f'cannot be read: {error.strerror}'}")
-    try:
-        manifest = Manifest.model_validate_json(content)
-    except ValidationError as error:
-        return Entry(name, number, folder, stamp, None, f"manifest.json: {_first(error)}")
-    if (manifest.name, manifest.version) != (name, number):
+    except FileNotFoundError:
+        return None
+    if before is not None and (before.folder, before.stamp) == (folder, stamp):
+        return before
+    manifest, reason = _manifest(folder)
+    if manifest is not None and (manifest.name, manifest.version) != (name, number):
         reason = f"manifest.json is of {manifest.name!r} version {manifest.version}; a version cannot be copied under another name"
-        return Entry(name, number, folder, stamp, None, reason)
-    return Entry(name, number, folder, stamp, manifest)
+    return Entry(name, number, folder, stamp, None if reason else manifest, reason)
+
+
+def _manifest(folder: Path) -> tuple[Manifest | None, str]:
+    try:
+        return Manifest.model_validate_json((folder / versions.MANIFEST).read_bytes()), ""
+    except FileNotFoundError:
+        return None, "manifest.json is missing"
+    except OSError as error:
+        return None, f"manifest.json cannot be read: {error.strerror}"
+    except ValidationError as error:
+        first, *more = error.errors(include_url=False, include_input=False)
+        place = ".".join(str(part) for part in first["loc"])
+        return None, f"manifest.json: {place + ': ' if place else ''}{first['msg']}{f' (and {len(more)} more)' if more else ''}"
 
 
 def _stamp(folder: Path) -> Stamp:
+    if folder.exists() and not os.access(folder, os.R_OK | os.X_OK):
+        return ()  # reading the manifest will say why
     with os.scandir(folder) as files:
         stats = [(file.name, file.stat(follow_symlinks=False)) for file in files]
     return tuple(sorted((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
-
-
-def _first(error: ValidationError) -> str:
-    first, *more = error.errors(include_url=False, include_input=False)
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place + ': ' if place else ''}{first['msg']}{f' (and {len(more)} more)' if more else ''}"
 
 
 def _aliases(repositories: Sequence[Path], name: str, before: Inventory, obstacles: list[Broken]) -> Mapping[str, int]:

@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from training.contract import DatasetCard, JobState, Manifest, Seed, TensorSpec, TrainConfig
 
+MAX_JSON_BYTES = 2**20
+MAX_LATENT_BYTES = 16 * 2**20  # where a body may hold latents
+MAX_UPLOAD_BYTES = 64 * 2**20
 MAX_IMAGES = 256
 MAX_ANCHORS = 16
 MAX_FRAMES = 256
@@ -100,7 +103,7 @@ class InterpolateRequest(Body):
     labels: Labels | None = Field(default=None, description="For a model of classes: one for all anchors or one for each.")
     truncation: Truncation | None = None
     layout: Literal["strip", "grid", "animation"] | None = Field(
-        default=None, description="One row, rows of `columns`, or frames in time; an animation where Accept asks for image/gif, else a strip."
+        default=None, description="One row, rows of `columns`, or frames in time; a strip, or an animation where image/gif is accepted."
     )
     columns: Columns | None = None
     frames_per_second: Annotated[float, Field(ge=1, le=50)] | None = Field(default=None, description="Of an animation; 12 when left out.")
@@ -133,7 +136,7 @@ class Score(BaseModel):
     """What the discriminator says of one file, and what that means."""
 
     file: str
-    score: float = Field(description="The discriminator's raw output, a logit or a critic's value; the mean over patches where it has several.")
+    score: float = Field(description="The discriminator's output, a logit or a critic's value; the mean over patches where it has several.")
     probability: float | None = Field(description="Of being real, for a logit; null for a critic, whose scale means nothing.")
     percentile_real: float | None = Field(description="Share of held-out real images that score lower, in percent.")
     percentile_generated: float | None = Field(description="Share of generated images that score lower, in percent.")

@@ -8,6 +8,7 @@ from typing import TextIO
 import uvicorn
 
 from app.main import create_app
+from app.service import check
 from app.settings import Settings, SettingsError
 
 GRACE_SECONDS = 10  # for open requests at the end; without a bound an open event stream would hold the server for ever
@@ -20,9 +21,10 @@ def run(settings: Settings, out: TextIO) -> int:
         out: where the address is printed once the models are loaded.
 
     Raises:
-        SettingsError: the address cannot be listened on.
+        UserError: the address cannot be listened on, or the service cannot start.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    check(settings)
     listening = _listen(settings)
     host, port = listening.getsockname()[:2]
     app = create_app(settings)

@@ -16,7 +16,7 @@ from app.batcher import Batcher
 from app.jobs import JobService, WorkerSettings
 from app.settings import Settings, SettingsError
 from app.store import Store
-from training.files.locks import hold
+from training.files.locks import LockedError, hold, is_held
 
 REFRESH_SECONDS = 1.0  # a version published by another process is noticed within two
 Result = TypeVar("Result")
@@ -58,6 +58,18 @@ def pick_device(text: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(f"device {text!r} is not to be had here: {str(error).splitlines()[0]}; auto and cpu are") from error
     return device
+
+
+def check(settings: Settings) -> None:
+    """What would keep the service from starting, before anything is started.
+
+    Raises:
+        SettingsError: the device is not here.
+        LockedError: another server works on the same state folder.
+    """
+    pick_device(settings.device)
+    if settings.run_jobs and is_held(settings.jobs):
+        raise LockedError(f"another server works on {settings.state}: end it, or choose another --state")
 
 
 @asynccontextmanager

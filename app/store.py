@@ -57,6 +57,13 @@ class _State:
         """Why a version is broken; empty as long as it is not known to be."""
         return entry.reason or self.failed.get(entry, "")
 
+    @property
+    def broken(self) -> tuple[Broken, ...]:
+        """Everything that is left out, by name and version."""
+        entries = (entry for found in self.inventory.entries.values() for entry in found.values())
+        broken = [Broken(entry.name, entry.number, reason) for entry in entries if (reason := self.reason(entry))]
+        return tuple(sorted([*broken, *self.inventory.obstacles], key=lambda item: (item.name, item.version or 0)))
+
     def good(self, name: str) -> dict[int, Entry]:
         return {number: entry for number, entry in self.inventory.entries.get(name, {}).items() if not self.reason(entry)}
 
@@ -128,14 +135,15 @@ class Store:
         except (DamagedFileError, OSError) as error:
             raise NotFound(f"the samples of {name} version {entry.number} are damaged or gone; other versions may have theirs") from error
 
+    def served(self, name: str) -> Served:
+        """One model of the listing; raises as `engine` does."""
+        return self._served(self._state, name, self._resolve(name, None))
+
     def listing(self) -> Listing:
         """What is served and what is broken."""
         state = self._state
         models = (self._served(state, name, entry) for name, entry in state.defaults.items())
-        entries = (entry for found in state.inventory.entries.values() for entry in found.values())
-        broken = [Broken(entry.name, entry.number, reason) for entry in entries if (reason := state.reason(entry))]
-        ordered = sorted([*broken, *state.inventory.obstacles], key=lambda item: (item.name, item.version or 0))
-        return Listing(tuple(models), tuple(ordered))
+        return Listing(tuple(models), state.broken)
 
     @staticmethod
     def _served(state: _State, name: str, entry: Entry) -> Served:
@@ -201,22 +209,22 @@ class Store:
         """Put the entry's engine among the engines, or the reason why there is none among the failed; each is tried once."""
         if entry in engines or entry in failed or entry.manifest is None:
             return entry in engines
-        manifest, known = entry.manifest, self._loaded(entry)
-        try:
-            engines[entry] = known or await self._batcher.run_on_thread(lambda: Engine.load(entry.folder, manifest, self._device))
-        except BrokenVersionError as error:
-            failed[entry] = str(error)
-            _log.warning("%s version %d is broken and left out: %s", entry.name, entry.number, error)
-            return False
-        if known is None:
+        engine, manifest = self._loaded(entry), entry.manifest
+        if engine is None:
+            try:
+                engine = await self._batcher.run_on_thread(lambda: Engine.load(entry.folder, manifest, self._device))
+            except BrokenVersionError as error:
+                failed[entry] = str(error)
+                return False
             _log.info("%s version %d is loaded on %s", entry.name, entry.number, self._device)
+        engines[entry] = engine
         return True
 
     async def _load_extra(self, entry: Entry) -> Engine:
         engines: dict[Entry, Engine] = {}
         failed = dict(self._state.failed)
         if not await self._load(entry, engines, failed):
-            self._state = replace(self._state, failed=failed)
+            self._replace(replace(self._state, failed=failed))
             raise self._refusal(entry)
         self._extra[entry] = engines[entry]
         self._trim()
@@ -229,6 +237,12 @@ class Store:
             (entry, engine) for entry, engine in engines if state.inventory.holds(entry) and entry not in state.engines
         )
         self._trim()
+        self._replace(state)
+
+    def _replace(self, state: _State) -> None:
+        for broken in state.broken:
+            if broken not in self._state.broken:
+                _log.warning("%s version %s is broken and left out: %s", broken.name, broken.version or "(any)", broken.reason)
         self._state = state
 
     def _trim(self) -> None:

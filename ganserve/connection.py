@@ -26,7 +26,7 @@ class Connection:
         str | None,
         Parameter(
             env_var="GANSERVE_SERVER",
-            help="Address of a running server, http://127.0.0.1:8000 say; without it the models are loaded here. Its key: GANSERVE_API_KEY.",
+            help="Address of a running server, http://127.0.0.1:8000 say; else the models are loaded here. Its key: GANSERVE_API_KEY.",
         ),
     ] = None
     models: Repositories = ()
@@ -56,7 +56,7 @@ class Connection:
         found = settings(self.models, self.state, self.device, self.threads)
         if self.server is not None:
             if self.models or self.state or self.device or self.threads:
-                raise UserError("--models, --state, --device and --threads are for models that are loaded here: leave them out with --server")
+                raise UserError("--models, --state, --device and --threads are for models loaded here: leave them out with --server")
             headers = {} if found.api_key is None else {"Authorization": f"Bearer {found.api_key}"}
             async with httpx.AsyncClient(base_url=self.server, headers=headers, timeout=300) as client:
                 yield client

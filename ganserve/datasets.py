@@ -26,7 +26,7 @@ _SHOWN = 5  # left-out files that are named; the card names all
 
 
 @datasets_app.command
-def add(  # noqa: PLR0913  one option each
+def add(
     name: Annotated[str, cyclopts.Parameter(help="mnist, fashion-mnist, cifar10 or celeba; with PATH, the name of your own set.")],
     path: Annotated[Path | None, cyclopts.Parameter(help="A folder of pictures of any size; two or more sub-folders are classes.")] = None,
     /,

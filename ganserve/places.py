@@ -26,7 +26,8 @@ Device = Annotated[
     str | None, Parameter(help="auto, cpu, cuda, cuda:1, mps. GANSERVE_DEVICE, or auto: the first GPU, else the CPU.", show_default=False)
 ]
 Threads = Annotated[
-    int | None, Parameter(help="Intra-op threads. GANSERVE_THREADS, or all cores; another number may mean other last bits.", show_default=False)
+    int | None,
+    Parameter(help="Intra-op threads. GANSERVE_THREADS, or all cores; another number may mean other last bits.", show_default=False),
 ]
 
 

@@ -50,9 +50,11 @@ def _value(word: str) -> object:
 def train(
     *,
     flags: Annotated[TrainFlags, Parameter(name="*")] = TrainFlags(),
-    resume: Annotated[Path | None, Parameter(help="A run directory to go on with, from its last checkpoint; takes no other config.")] = None,
+    resume: Annotated[
+        Path | None, Parameter(help="A run directory to go on with, from its last checkpoint; takes no other config.")
+    ] = None,
     run_dir: Annotated[
-        Path | None, Parameter(help="Directory of the run; `<state>/runs/<name>-<time>` when left out.", show_default=False)
+        Path | None, Parameter(help="Directory of the run; `<state>/runs/<name>-<id>` when left out.", show_default=False)
     ] = None,
     models: Repositories = (),
     state: State = None,

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from statistics import NormalDist
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
 
 MAX_SEED = 2**32 - 1  # torch's CPU generator ignores higher bits
 NAME_PATTERN = r"^[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?$"
@@ -29,13 +29,19 @@ def is_name(text: str) -> bool:
     return re.fullmatch(NAME_PATTERN, text) is not None
 
 
+def _name(text: str) -> str:
+    if not is_name(text):
+        raise ValueError("1 to 63 small letters, digits, '.', '_' and '-' are allowed, a letter or digit first and last")
+    return text
+
+
 def _bare_file_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
         raise ValueError("a bare file name of letters, digits, '.', '_', '-' is allowed")
     return text
 
 
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Name = Annotated[str, AfterValidator(_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
 FileName = Annotated[str, AfterValidator(_bare_file_name)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

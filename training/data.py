@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.datasets import Dataset
+from training.datasets import Dataset, DatasetError
 from training.game import Tensors
 
 # A set is copied onto the device where it takes less than this share of its memory, and read from its file otherwise.
@@ -30,10 +30,19 @@ class Split:
 
 
 def split(dataset: Dataset, num_held_out: int) -> Split:
-    """Hold out the images whose content hashes come first: the same ones in every run, in whatever order they were added."""
+    """Hold out the images whose content hashes come first: the same ones in every run, in whatever order they were added.
+
+    Raises:
+        DatasetError: nothing is left to train on.
+    """
     hashes = np.array([hashlib.sha256(image.data).digest()[:8] for image in dataset.images], dtype="S8").view(">u8")
     threshold = np.partition(hashes, num_held_out - 1)[num_held_out - 1]
     held_out = hashes <= threshold
+    if held_out.all():
+        raise DatasetError(
+            f"data set {dataset.card.name!r} has {len(hashes)} images and all of them are held out, because they are copies"
+            " of held-out ones; give more different images"
+        )
     return Split(torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out)))
 
 
@@ -45,18 +54,22 @@ class Batches:
 
     def __init__(self, dataset: Dataset, rows: Tensor, batch_size: int, random: torch.Generator, device: torch.device) -> None:
         """random: a CPU generator that decides the order."""
+        self._resident: Tensor | None = None
         if dataset.images.nbytes < RESIDENT_SHARE * _memory_bytes(device):
-            self._pixels, rows = torch.from_numpy(dataset.images[rows.numpy()]).to(device), torch.arange(len(rows))
-        else:
-            self._pixels = torch.from_numpy(dataset.images)  # mapped: the kernel reads what a batch touches
+            self._resident = torch.from_numpy(dataset.images[rows.numpy()]).to(device)
+        self._mapped = dataset.images  # the kernel reads what a batch touches
         self._rows, self._batch_size, self._random, self._device = rows, batch_size, random, device
         self._order = torch.empty(0, dtype=torch.int64)
         self._position = 0
 
     def next(self) -> Tensors:
         """`image`: (batch_size, C, H, W) float32 in [-1, 1]."""
-        rows = self._rows[self._take(self._batch_size)]
-        return {"image": to_images(self._pixels[rows.to(self._pixels.device)].to(self._device))}
+        taken = self._take(self._batch_size)
+        if self._resident is not None:
+            pixels = self._resident[taken.to(self._device)]
+        else:
+            pixels = torch.from_numpy(self._mapped[self._rows[taken].numpy()]).to(self._device)
+        return {"image": to_images(pixels)}
 
     def _take(self, count: int) -> Tensor:
         taken = []

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Header, Response
 
 from app import forms, inference
 from app.negotiation import choose
-from app.schemas import GenerateRequest, InterpolateRequest, Pictures, Scores
+from app.schemas import MAX_LATENT_BYTES, MAX_UPLOAD_BYTES, GenerateRequest, InterpolateRequest, Pictures, Scores
 from app.service import ServiceOf
 from app.uploads import REQUEST_BODY, DiscriminateBody, read_discriminate
 
@@ -21,7 +21,9 @@ def _pictures(*media_types: str) -> dict[int | str, dict[str, Any]]:
     return {200: {"content": content, "description": "The images, in the form that Accept chose"}}
 
 
-@router.post("/generate", response_class=Response, responses=_pictures(*forms.STILLS), summary="Sample images")
+@router.post(
+    "/generate", response_class=Response, responses=_pictures(*forms.STILLS), max_body_size=MAX_LATENT_BYTES, summary="Sample images"
+)
 async def generate(body: GenerateRequest, service: ServiceOf, accept: Accept = None) -> Response:
     """A grid as PNG, JPEG or WebP; single images as a ZIP of PNGs, as a NumPy array (N, H, W, C) of uint8, or as JSON (base64 and seeds).
 
@@ -34,7 +36,13 @@ async def generate(body: GenerateRequest, service: ServiceOf, accept: Accept = N
     return Response(content, media_type=form, headers=made.headers)
 
 
-@router.post("/interpolate", response_class=Response, responses=_pictures(*forms.STILLS, forms.GIF), summary="Walk between latents")
+@router.post(
+    "/interpolate",
+    response_class=Response,
+    responses=_pictures(*forms.STILLS, forms.GIF),
+    max_body_size=MAX_LATENT_BYTES,
+    summary="Walk between latents",
+)
 async def interpolate(body: InterpolateRequest, service: ServiceOf, accept: Accept = None) -> Response:
     """A strip, a grid (`columns`) or an animation (GIF, WebP). The frames at the anchors equal the anchors' own images exactly."""
     layout = forms.choose_layout(body, accept)
@@ -43,7 +51,7 @@ async def interpolate(body: InterpolateRequest, service: ServiceOf, accept: Acce
     return Response(content, media_type=layout.form, headers=made.headers)
 
 
-@router.post("/discriminate", openapi_extra=REQUEST_BODY, summary="Score pictures")
+@router.post("/discriminate", openapi_extra=REQUEST_BODY, max_body_size=MAX_UPLOAD_BYTES, summary="Score pictures")
 async def discriminate(body: Annotated[DiscriminateBody, Depends(read_discriminate)], service: ServiceOf) -> Scores:
     """Each file's score, the probability of being real where the score is a logit, and where the score lies among held-out real images
     and among generated ones.

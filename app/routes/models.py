@@ -6,6 +6,7 @@ from fastapi.responses import FileResponse
 from app.schemas import BrokenVersion, ModelCard, Models, ModelVersions, VersionCard, VersionFigures
 from app.service import ServiceOf
 from app.store import Served
+from training.contract import Manifest
 
 router = APIRouter(tags=["models"])
 
@@ -24,8 +25,7 @@ async def list_models(service: ServiceOf) -> Models:
 async def show_model(name: str, service: ServiceOf) -> ModelVersions:
     """Every version of a model in a few words, and its aliases."""
     card = _card(service.store.served(name))
-    history = [VersionFigures.model_validate(manifest, from_attributes=True) for manifest in service.store.manifests(name)]
-    return ModelVersions(**card.model_dump(), history=history)
+    return ModelVersions(**card.model_dump(), history=[_figures(manifest) for manifest in service.store.manifests(name)])
 
 
 @router.get("/models/{name}/{version}", summary="Look at a version")
@@ -39,6 +39,16 @@ async def show_version(name: str, version: str, service: ServiceOf) -> VersionCa
 async def samples(name: str, version: str, service: ServiceOf) -> FileResponse:
     """The images of seeds 0 to 63, as they were when the version was published."""
     return FileResponse(await service.store.samples(name, version), media_type="image/png")
+
+
+def _figures(manifest: Manifest) -> VersionFigures:
+    return VersionFigures(
+        version=manifest.version,
+        architecture=manifest.architecture,
+        dataset=manifest.dataset.name,
+        metrics=manifest.metrics,
+        created_at=manifest.created_at,
+    )
 
 
 def _card(served: Served) -> ModelCard:

@@ -5,13 +5,13 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from app.jobs import describe_catalog
-from app.schemas import Architectures, Job, Jobs, TrainRequest
+from app.schemas import MAX_JSON_BYTES, Architectures, Job, Jobs, TrainRequest
 from app.service import ServiceOf
 
 router = APIRouter(tags=["training"])
 
 
-@router.post("/train", status_code=202, summary="Train a model in the background")
+@router.post("/train", status_code=202, max_body_size=MAX_JSON_BYTES, summary="Train a model in the background")
 async def train(body: TrainRequest, service: ServiceOf, response: Response) -> Job:
     """The config is checked against its data set, the job made durable and queued. Its model is served when it ends."""
     job = await service.jobs.submit(body)
