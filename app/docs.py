@@ -8,6 +8,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from app.errors import MEDIA_TYPE, ProblemDocument
+from app.schemas import DiscriminateRequest, Pictures
 
 router = APIRouter(include_in_schema=False)
 METHODS = ("get", "post", "put", "delete")
@@ -35,7 +36,7 @@ def install(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        _describe_problems(schema)
+        _complete(schema)
         _fill_examples(schema, app)
         return schema
 
@@ -46,14 +47,15 @@ def _operations(schema: dict[str, Any]) -> list[dict[str, Any]]:
     return [path[method] for path in schema["paths"].values() for method in METHODS if method in path]
 
 
-def _describe_problems(schema: dict[str, Any]) -> None:
-    """Every refusal is a problem document; FastAPI would describe its own form of 422."""
+def _complete(schema: dict[str, Any]) -> None:
+    """Every refusal is a problem document, where FastAPI would describe its own form of 422; and what is named must be there."""
     components = schema.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
-    problem = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
-    components |= problem.pop("$defs", {})
-    components["ProblemDocument"] = problem
+    for model in (ProblemDocument, Pictures, DiscriminateRequest):  # named by reference only, so FastAPI does not know of them
+        described = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        components |= described.pop("$defs", {})
+        components[model.__name__] = described
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
     for operation in _operations(schema):
         operation["responses"].pop("422", None)

@@ -42,6 +42,7 @@ class JobService:
         self._folder, self._worker, self._on_published = folder, worker, on_published
         self._queue: list[str] = []
         self._wake = asyncio.Event()
+        self._current: str | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._deaths: dict[str, tuple[int, int]] = {}  # by job: images at the last death, and deaths there
         self._closing = False
@@ -148,6 +149,9 @@ class JobService:
         if not id.isascii() or not id.replace("-", "").isalnum() or not (folder / runs.STATUS).is_file():
             raise UnknownJob(f"there is no job {show(id)}; GET /jobs lists them")
         status = runs.read_status(folder)
+        if id == self._current and status.state in FINISHED:
+            # who reads "succeeded" may ask for the model at once, so it is not said before the model is served
+            status = status.model_copy(update={"state": "running", "finished_at": None})
         return Job(
             id=id,
             state=status.state,
@@ -174,12 +178,13 @@ class JobService:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            id = self._queue.pop(0)
+            id = self._current = self._queue.pop(0)
             if self._is_alive(id):
                 await self._adopt(id)
             else:
                 await self._run(id)
             await self._settle(id)
+            self._current = None
 
     async def _adopt(self, id: str) -> None:
         _log.info("job %s: its worker is alive; watching it", id)

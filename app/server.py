@@ -1,6 +1,7 @@
 """The real server: binds its port, says where the pages are, and serves until it is told to stop."""
 
 import logging
+import signal
 import socket
 from collections.abc import Callable
 from typing import TextIO
@@ -35,6 +36,8 @@ def run(settings: Settings, out: TextIO) -> int:
         out.flush()
 
     server = _Server(config, greet)
+    # uvicorn raises the signal that ended it once more, for whoever stands behind it; here that is nobody, and an orderly end is a 0
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     try:
         server.run(sockets=[listening])
     finally:

@@ -160,9 +160,9 @@ def encode_labels(spec: TensorSpec, labels: Sequence[Label] | None, num_images: 
         Invalid: none given, another number of them, an unknown class, or weights that cannot be scaled to sum to 1.
     """
     if labels is None or len(labels) not in (1, num_images):
-        count = "none" if labels is None else str(len(labels))
-        message = f"one label for all images or {num_images} labels are allowed, and {count} {'is' if count == '1' else 'are'} given"
-        raise _wrong("/labels", f"{message}; {_classes(spec)}", None if labels is None else len(labels))
+        allowed = "one label for all images" + (f" or {num_images} labels" if num_images > 1 else "")
+        count = 0 if labels is None else len(labels)
+        raise _wrong("/labels", f"{allowed} can be given, and there {'is' if count == 1 else 'are'} {count}; {_classes(spec)}", count)
     rows = [_weights(spec, label, f"/labels/{index}") for index, label in enumerate(labels)]
     return torch.tensor(rows * (num_images if len(rows) == 1 else 1), dtype=torch.float32)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from training.contract import Document, FileSpec
-from training.files.directories import DamagedFileError, commit, describe, staging, verify, write_atomically
+from training.files.directories import STAGING, DamagedFileError, commit, describe, staging, verify, write_atomically
 
 KEPT = 2
 _log = logging.getLogger(__name__)
@@ -32,18 +32,22 @@ def save(folder: Path, images: int, state: dict[str, Any]) -> None:
         write_atomically(staged / "checkpoint.json", card.model_dump_json(indent=2).encode())
         commit(staged, target)
     for old in _newest_first(folder)[KEPT:]:
-        shutil.rmtree(old)
+        _drop(old)
 
 
 def load_newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """The state of the newest checkpoint that is whole, or None where there is none; a damaged one is named in the log and removed."""
+    """The state of the newest checkpoint that is whole, or None where there is none; a damaged one is named in the log and removed.
+
+    Only the run's one worker may call it: what lies half written in the folder is taken for a dead process's, and removed.
+    """
+    shutil.rmtree(folder / STAGING, ignore_errors=True)
     for path in _newest_first(folder):
         try:
             card = CheckpointCard.model_validate_json((path / "checkpoint.json").read_bytes())
             state: dict[str, Any] = torch.load(verify(path, card.state), map_location=device, weights_only=True)
         except (DamagedFileError, OSError, ValueError) as error:
             _log.warning("checkpoint %s is damaged and left out: %s", path.name, error)
-            shutil.rmtree(path)
+            _drop(path)
             continue
         _log.info("going on from the checkpoint at %s images", f"{card.images:,}")
         return state
@@ -51,4 +55,11 @@ def load_newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.glob("*") if path.name.isdecimal()), reverse=True) if folder.is_dir() else []
+    found = [path for path in folder.glob("*") if path.name.isdecimal()] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def _drop(path: Path) -> None:
+    """Out of sight by one rename, then removed: a half removed checkpoint is never seen."""
+    with staging(path.parent) as staged:
+        path.rename(staged / path.name)

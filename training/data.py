@@ -83,10 +83,11 @@ class Batches:
         return taken[0] if len(taken) == 1 else torch.cat(taken)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"order": self._order, "position": self._position}
+        return {"order": self._order, "position": self._position, "random": self._random.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._order, self._position = state["order"], state["position"]
+        self._order, self._position = state["order"].cpu(), state["position"]
+        self._random.set_state(state["random"].cpu())
 
 
 def _memory_bytes(device: torch.device) -> int:

@@ -77,13 +77,13 @@ class Watcher(Protocol):
         """About twice a second."""
 
     def measured(self, metrics: Metrics) -> None:
-        """At each line of metrics."""
+        """At each line of metrics, and at the end."""
 
     def sample(self, images: int) -> None:
         """At each `sample_images`."""
 
     def checkpoint(self, images: int) -> None:
-        """At each `checkpoint_images`, and at the end."""
+        """At each `checkpoint_images`."""
 
 
 class Training:
@@ -119,6 +119,8 @@ class Training:
                 watcher.checkpoint(self.images)
             if rate := clock.beat(self.images):
                 watcher.beat(self.images, rate)
+        if self._window:  # the last steps, where they are no whole line
+            watcher.measured(self._measure())
 
     def step(self) -> None:
         """One step of every game."""

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Header, Response
 
 from app import forms, inference
 from app.negotiation import choose
-from app.schemas import MAX_LATENT_BYTES, MAX_UPLOAD_BYTES, GenerateRequest, InterpolateRequest, Pictures, Scores
+from app.schemas import MAX_LATENT_BYTES, MAX_UPLOAD_BYTES, GenerateRequest, InterpolateRequest, Scores
 from app.service import ServiceOf
 from app.uploads import REQUEST_BODY, DiscriminateBody, read_discriminate
 
@@ -17,7 +17,8 @@ Accept = Annotated[str | None, Header(include_in_schema=False)]
 def _pictures(*media_types: str) -> dict[int | str, dict[str, Any]]:
     """How OpenAPI is told of the forms of an answer; the first is what a client gets that does not choose."""
     binary = {"schema": {"type": "string", "format": "binary"}}
-    content = {form: {"schema": Pictures.model_json_schema()} if form == forms.JSON else binary for form in media_types}
+    pictures = {"schema": {"$ref": "#/components/schemas/Pictures"}}
+    content = {form: pictures if form == forms.JSON else binary for form in media_types}
     return {200: {"content": content, "description": "The images, in the form that Accept chose"}}
 
 

@@ -137,18 +137,15 @@ def test_the_order_comes_from_the_seed_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batches_before", [0, 1, 2, 3, 7])
 def test_batches_go_on_where_their_state_was_taken(tmp_path: Path, batches_before: int) -> None:
     dataset, rows = numbered_set(tmp_path, 20), torch.arange(10)
-    random = torch.Generator().manual_seed(5)
-    batches = Batches(dataset, rows, 4, random, CPU)
+    batches = batches_of(dataset, rows, 4, seed=5)
     for _ in range(batches_before):
         batches.next()
-    position, random_state = dict(batches.state_dict()), random.get_state()
+    state = batches.state_dict()
     wanted = [rows_in(batches.next()) for _ in range(8)]
 
-    random_again = torch.Generator().manual_seed(99)
-    again = Batches(dataset, rows, 4, random_again, CPU)
+    again = batches_of(dataset, rows, 4, seed=99)
     again.next()
-    again.load_state_dict(position)
-    random_again.set_state(random_state)
+    again.load_state_dict(state)
     assert [rows_in(again.next()) for _ in range(8)] == wanted
 
 
