@@ -1,0 +1,60 @@
+"""What the README tells a stranger to type is typed here, exactly, against the real server."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from servers import ROOT, Server
+
+from ganserve.cli import app
+from training import catalog
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ADDRESS = "http://127.0.0.1:8000"
+
+
+def typed(program: str) -> list[str]:
+    """Lines after a `$` in a console block that begin with the program."""
+    blocks = re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    return [line for line in lines if line.startswith(program)]
+
+
+def test_every_curl_line_is_answered_as_it_is_printed(start: Callable[..., Server], tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    server = start()
+    here = tmp_path / "here"
+    here.mkdir()
+    lines = typed("curl")
+    assert len(lines) >= 16
+    for line in lines:
+        assert ADDRESS in line, line
+        command = line.replace(ADDRESS, server.url).replace("curl ", "curl --silent --show-error --fail-with-body ")
+        ran = subprocess.run(["/bin/bash", "-c", command], capture_output=True, text=True, check=False, cwd=here, timeout=60)
+        assert ran.returncode == 0, f"{line}\n{ran.stdout}{ran.stderr}"
+        if " -o " in line:
+            Image.open(here / line.split(" -o ")[1].split()[0]).load()
+
+
+def test_every_route_is_in_the_table_and_has_its_curl_line() -> None:
+    curls = "\n".join(typed("curl"))
+    for path in ("/generate", "/interpolate", "/discriminate", "/train", "/jobs", "/cancel", "/models", "/architectures", "/healthz", "/readyz"):
+        assert path in curls, path
+        assert f"{path}" in README.split("| route |")[1], path
+
+
+def test_every_console_line_can_be_parsed() -> None:
+    for line in typed("ganserve "):
+        app.parse_args(line.removeprefix("ganserve "), exit_on_error=False, print_error=False)
+
+
+def test_the_table_of_architectures_is_the_catalogue() -> None:
+    table = README.split("| architecture |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `([a-z0-9]+)` \|", table, flags=re.MULTILINE)) == set(catalog.architectures())
+    for loss in catalog.losses():
+        assert f"`{loss}`" in README
