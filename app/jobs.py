@@ -179,11 +179,14 @@ class JobService:
                 await self._wake.wait()
                 continue
             id = self._current = self._queue.pop(0)
-            if self._is_alive(id):
-                await self._adopt(id)
-            else:
-                await self._run(id)
-            await self._settle(id)
+            try:
+                if self._is_alive(id):
+                    await self._adopt(id)
+                else:
+                    await self._run(id)
+                await self._settle(id)
+            except (OSError, ValueError):  # its directory is damaged or the disk is; the other jobs go on
+                _log.exception("job %s is left as it is, and tried again when the server starts", id)
             self._current = None
 
     async def _adopt(self, id: str) -> None:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -135,7 +134,7 @@ with hold(Path(sys.argv[1])):
 def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     """Another process that holds the lock of tmp_path until its standard input ends."""
     with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert isinstance(process.stdout, IO) or process.stdout is not None
+        assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
