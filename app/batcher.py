@@ -9,7 +9,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -215,6 +215,24 @@ class Batcher:
         self._queue.calls.append(_Call(work, answer))
         self._start_next()
         return await answer
+
+    async def run_steps(self, steps: Generator[None, None, Result]) -> Result:
+        """Run a long work on the engine's thread, and batches between its steps; raises as `run_on_thread` does.
+
+        Returns:
+            What the generator returns.
+        """
+
+        def step() -> list[Result]:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return [end.value]
+            return []
+
+        while not (result := await self.run_on_thread(step)):
+            pass
+        return result[0]
 
     async def aclose(self) -> None:
         """Finish the requests that have begun, refuse those that have not, end the thread."""

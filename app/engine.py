@@ -6,7 +6,7 @@ Kernels are chosen by the shape of a batch, and two kernels may differ in the la
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -51,11 +51,11 @@ class _Player:
         Args:
             inputs: (N, *shape) each, 1 <= N <= bucket.
         """
-        count = num_rows(inputs)
-        output: Tensor = self.module(**{name: _pad(rows, bucket, self.device) for name, rows in inputs.items()})
-        if self.name == "discriminator":
-            output = output.reshape(bucket, -1).mean(1)  # before the cut: its bits may depend on the shape too
-        return output[:count]
+        with torch.inference_mode():
+            output: Tensor = self.module(**{name: _pad(rows, bucket, self.device) for name, rows in inputs.items()})
+            if self.name == "discriminator":
+                output = output.reshape(bucket, -1).mean(1)  # before the cut: its bits may depend on the shape too
+            return output[: num_rows(inputs)]
 
 
 class Engine:
@@ -73,6 +73,17 @@ class Engine:
         Raises:
             BrokenVersionError: any of that failed.
         """
+        steps = cls.loading(folder, manifest, device)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                engine: Self = end.value
+                return engine
+
+    @classmethod
+    def loading(cls, folder: Path, manifest: Manifest, device: torch.device) -> Generator[None, None, Self]:
+        """`load` in steps of at most one forward pass, so that other versions can serve in between; all on one thread."""
         specs: dict[ModuleName, ModuleSpec] = {"generator": manifest.generator}
         if manifest.discriminator is not None:
             specs["discriminator"] = manifest.discriminator
@@ -80,8 +91,10 @@ class Engine:
         players: dict[ModuleName, tuple[_Player, tuple[int, ...]]] = {}
         for name, spec in specs.items():
             try:
-                with torch.inference_mode():
-                    players[name] = _load_player(name, spec, paths[name], device)
+                player = _load_player(name, spec, paths[name], device)
+                yield
+                _replay(player)
+                players[name] = (player, (yield from _proved_buckets(player)))
             except _TORCH_ERRORS as error:
                 raise BrokenVersionError(f"the {name} does not run: {_last_line(error)}") from error
         return cls(manifest, device, players)
@@ -139,12 +152,10 @@ def _verified(folder: Path, manifest: Manifest, specs: Mapping[ModuleName, Modul
     return {name: paths[name] for name in specs}
 
 
-def _load_player(name: ModuleName, spec: ModuleSpec, path: Path, device: torch.device) -> tuple[_Player, tuple[int, ...]]:
+def _load_player(name: ModuleName, spec: ModuleSpec, path: Path, device: torch.device) -> _Player:
     module: torch.jit.ScriptModule = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
     _check_arguments(name, module, spec)
-    player = _Player(name, module, spec, device)
-    _replay(player)
-    return player, _proved_buckets(player)
+    return _Player(name, module, spec, device)
 
 
 def _check_arguments(name: ModuleName, module: torch.jit.ScriptModule, spec: ModuleSpec) -> None:
@@ -165,7 +176,8 @@ def _replay(player: _Player) -> None:
         )
         for tensor in spec.inputs
     }
-    output = player.module(**rows)
+    with torch.inference_mode():
+        output = player.module(**rows)
     wanted = (MAX_ROWS, *spec.output.shape)
     if not isinstance(output, Tensor) or output.dtype != torch.float32 or not _fits(tuple(output.shape), wanted):
         given = f"{output.dtype} {tuple(output.shape[1:])}" if isinstance(output, Tensor) else type(output).__name__
@@ -203,7 +215,7 @@ def _last_line(error: BaseException) -> str:
 # --- proving ------------------------------------------------------------------------------------------------------------------
 
 
-def _proved_buckets(player: _Player) -> tuple[int, ...]:
+def _proved_buckets(player: _Player) -> Generator[None, None, tuple[int, ...]]:
     """Warm every bucket, then keep those that give each row the bits of the largest.
 
     Raises:
@@ -212,21 +224,33 @@ def _proved_buckets(player: _Player) -> tuple[int, ...]:
     random = torch.Generator().manual_seed(0)
     pool = {tensor.name: _example_rows(tensor, 2 * MAX_ROWS, random).to(player.device) for tensor in player.spec.inputs}
     for bucket in _WARM_RUNS * BUCKETS:
+        yield
         player.forward({name: rows[:bucket] for name, rows in pool.items()}, bucket)
-    halves = torch.arange(2 * MAX_ROWS).chunk(2)
-    reference = torch.cat([player.forward(_pick(pool, half), MAX_ROWS) for half in halves])
+    halves = []
+    for half in torch.arange(2 * MAX_ROWS).chunk(2):
+        yield
+        halves.append(player.forward(_pick(pool, half), MAX_ROWS))
+    reference = torch.cat(halves)
     _check_finite(player.name, reference)
-    kept = tuple(
-        bucket
-        for bucket in BUCKETS
-        if all(_same_bits(player.forward(_pick(pool, trial), bucket), reference[trial]) for trial in _trials(bucket, random))
-    )
-    if MAX_ROWS not in kept:
-        raise BrokenVersionError(f"the {player.name}'s output for one row changes with its place in the batch or with its batch-mates")
-    if kept != BUCKETS:
-        dropped = ", ".join(str(bucket) for bucket in BUCKETS if bucket not in kept)
-        _log.info("%s: batches of %s differ from %d in the last bits and are not used", player.name, dropped, MAX_ROWS)
-    return kept
+    kept: list[int] = []
+    for bucket in reversed(BUCKETS):
+        if (yield from _holds(player, bucket, pool, reference, random)):
+            kept.insert(0, bucket)
+        elif bucket == MAX_ROWS:
+            raise BrokenVersionError(f"the {player.name}'s output for one row changes with its place in the batch or with its batch-mates")
+        else:
+            _log.info("%s: batches of %d differ from %d in the last bits and are not used", player.name, bucket, MAX_ROWS)
+    return tuple(kept)
+
+
+def _holds(
+    player: _Player, bucket: int, pool: Mapping[str, Tensor], reference: Tensor, random: torch.Generator
+) -> Generator[None, None, bool]:
+    for rows in _trials(bucket, random):
+        yield
+        if not _same_bits(player.forward(_pick(pool, rows), bucket), reference[rows]):
+            return False
+    return True
 
 
 def _trials(bucket: int, random: torch.Generator) -> Iterator[Tensor]:
@@ -235,7 +259,7 @@ def _trials(bucket: int, random: torch.Generator) -> Iterator[Tensor]:
     for _ in range(max(2, MAX_ROWS // bucket)):
         yield torch.randperm(2 * MAX_ROWS, generator=random)[:bucket]
     yield torch.tensor([bucket - 1])
-    yield from torch.arange(MAX_ROWS).chunk(MAX_ROWS // bucket)
+    yield torch.arange(bucket)
 
 
 def _pick(pool: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:

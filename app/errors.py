@@ -25,14 +25,15 @@ Every message says what was given, what is allowed and what to do. Anything that
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, JsonValue
 from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -154,10 +155,9 @@ def did_you_mean(given: str, allowed: list[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def pointer_of(location: tuple[str | int, ...]) -> str:
-    """RFC 6901: ("body", "anchors", 0, "seed") is /anchors/0/seed."""
-    parts = location[1:] if location and location[0] in ("body", "query", "path", "header") else location
-    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in parts)
+def pointer_of(location: Sequence[str | int]) -> str:
+    """RFC 6901: ("anchors", 0, "seed") is /anchors/0/seed."""
+    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in location)
 
 
 def problem_response(problem: Problem, instance: str) -> Response:
@@ -178,25 +178,50 @@ def problem_response(problem: Problem, instance: str) -> Response:
     return Response(content, status_code=problem.status, media_type=MEDIA_TYPE, headers=problem.headers)
 
 
-def _field_error(error: Mapping[str, object], allowed_fields: Mapping[str, list[str]]) -> FieldError:
+def _field_error(error: Mapping[str, object], allowed_fields: Mapping[str, list[str]], body: object) -> FieldError:
     location = error["loc"]
     assert isinstance(location, tuple)
     kind, message, given = str(error["type"]), str(error["msg"]), error.get("input")
+    path = _within(location, body, last_is_missing=kind == "missing")
+    pointer = pointer_of(path)
     if kind == "extra_forbidden":
-        parent = pointer_of(location[:-1])
-        allowed = allowed_fields.get(parent, [])
-        message = f"unknown field{did_you_mean(str(location[-1]), allowed)}"
+        allowed = allowed_fields.get(pointer_of(["*" if isinstance(part, int) else part for part in path[:-1]]), [])
+        message = f"unknown field{did_you_mean(str(path[-1]), allowed)}"
         if allowed:
             message += f" Allowed: {', '.join(allowed)}." if message.endswith("?") else f"; allowed: {', '.join(allowed)}"
-        return FieldError(pointer=pointer_of(location), message=message)
+        return FieldError(pointer=pointer, message=message)
     if kind == "missing":
-        return FieldError(pointer=pointer_of(location), message="this field is required")
+        return FieldError(pointer=pointer, message="this field is required")
     if kind == "json_invalid":
         context = error.get("ctx")
         reason = context.get("error", message) if isinstance(context, Mapping) else message
         return FieldError(pointer="", message=f"the body is no JSON: {reason}")
     message = message.removeprefix("Value error, ")
-    return FieldError(pointer=pointer_of(location), message=message[:1].lower() + message[1:], given=_given(given))
+    return FieldError(pointer=pointer, message=message[:1].lower() + message[1:], given=_given(given))
+
+
+def _within(location: Sequence[str | int], body: object, *, last_is_missing: bool) -> list[str | int]:
+    """Where in the body an error is. Pydantic puts names of union members and validators among the fields; they are left out."""
+    path: list[str | int] = []
+    for part in location:
+        if isinstance(body, Mapping) and part in body:
+            body = body[part]
+        elif isinstance(body, list) and isinstance(part, int) and part < len(body):
+            body = body[part]
+        else:
+            continue
+        path.append(part)
+    return [*path, location[-1]] if last_is_missing and location else path
+
+
+def _merged(fields: Iterable[FieldError]) -> tuple[FieldError, ...]:
+    """One error a place: every member of a union has its own to tell."""
+    merged: dict[str, FieldError] = {}
+    for field in fields:
+        before = merged.get(field.pointer)
+        message = field.message if before is None else f"{before.message}, or {field.message}"
+        merged[field.pointer] = field.model_copy(update={"message": message})
+    return tuple(merged.values())
 
 
 def _given(value: JsonValue | object) -> str:
@@ -205,17 +230,24 @@ def _given(value: JsonValue | object) -> str:
     return show(value)
 
 
-def invalid(errors: list[Mapping[str, object]], allowed_fields: Mapping[str, list[str]] | None = None) -> Invalid:
+def invalid(errors: Iterable[Mapping[str, object]], body: object, allowed_fields: Mapping[str, list[str]] | None = None) -> Invalid:
     """A 422 that points at each wrong field.
 
     Args:
         errors: as pydantic lists them.
-        allowed_fields: the known field names of each object in the body, by its pointer ("" is the body itself).
+        body: what was validated, as Python objects.
+        allowed_fields: the known field names of each object in the body, by its pointer ("" is the body itself, `*` any item of a list).
     """
-    fields = tuple(_field_error(error, allowed_fields or {}) for error in errors)
-    detail = "; ".join(f"{field.pointer.lstrip('/').replace('/', '.') or 'body'}: {field.message}" for field in fields[:5])
+    fields = _merged(_field_error(error, allowed_fields or {}, body) for error in errors)
+    detail = "; ".join(f"{_place(field.pointer)}: {field.message}" for field in fields[:5])
     more = f" (and {len(fields) - 5} more)" if len(fields) > 5 else ""
     return Invalid(detail + more, errors=fields)
+
+
+def _place(pointer: str, limit: int = 80) -> str:
+    """A pointer as words."""
+    text = pointer.lstrip("/").replace("/", ".") or "body"
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def _allowed_fields(request: Request) -> dict[str, list[str]]:
@@ -227,11 +259,12 @@ def _allowed_fields(request: Request) -> dict[str, list[str]]:
 
 
 def fields_of(model: type[BaseModel], pointer: str = "") -> dict[str, list[str]]:
-    """Field names by the pointer of the object that holds them, for a model and the models that are its fields."""
+    """Field names by the pointer of the object that holds them, for a model and the models that are its fields, or items of its lists."""
     fields = {pointer: list(model.model_fields)}
     for name, info in model.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            fields |= fields_of(info.annotation, f"{pointer}/{name}")
+        for place, kind in [(f"{pointer}/{name}", info.annotation), *((f"{pointer}/{name}/*", item) for item in get_args(info.annotation))]:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                fields |= fields_of(kind, place)
     return fields
 
 
@@ -244,7 +277,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(request: Request, error: RequestValidationError) -> Response:
-        return problem_response(invalid(list(error.errors()), _allowed_fields(request)), request.url.path)
+        return problem_response(_from_validation(request, error), request.url.path)
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:
@@ -255,6 +288,15 @@ def install(app: FastAPI) -> None:
         return problem_response(Problem("this is a bug of the server; its log has the traceback"), request.url.path)
 
 
+def _from_validation(request: Request, error: RequestValidationError) -> Problem:
+    if isinstance(error.body, bytes) and error.body:  # FastAPI parses what says that it is JSON, and passes on all else as it came
+        given = show(request.headers.get("content-type") or "of no stated type")
+        return UnsupportedMediaType(f"the body is {given}; application/json is allowed")
+    body = {**request.path_params, **request.query_params} if error.body is None else error.body
+    # FastAPI puts before each location what it is in: body, path or query
+    return invalid([{**item, "loc": item["loc"][1:]} for item in error.errors()], body, _allowed_fields(request))
+
+
 def _from_http(request: Request, error: HTTPException) -> Problem:
     method, path, headers = request.method, show(request.url.path), error.headers
     if error.status_code == 404:
@@ -263,5 +305,8 @@ def _from_http(request: Request, error: HTTPException) -> Problem:
         allowed = (headers or {}).get("Allow", "other methods")
         return MethodNotAllowed(f"{path} does not take {method}; it takes {allowed}", headers=headers)
     if error.status_code == 413:
-        return PayloadTooLarge(f"{error.detail}; /docs says how much each route takes", headers=headers)
+        limit = request.scope.get(MAX_BODY_SIZE_SCOPE_KEY, "fewer")
+        return PayloadTooLarge(f"the body has more bytes; {limit} are allowed on {request.url.path}", headers=headers)
+    if error.detail == "There was an error parsing the body":
+        return BadRequest("the body cannot be parsed: JSON in UTF-8 is allowed, nested less deep and with shorter numbers", headers=headers)
     return BadRequest(str(error.detail), headers=headers)

@@ -78,7 +78,7 @@ def choose_layout(body: InterpolateRequest, accept: str | None) -> Layout:
     if moving:
         return Layout(form, frames_per_second=body.frames_per_second or DEFAULT_FRAMES_PER_SECOND)
     if form in SINGLES:
-        refuse_without_effect(form, {"columns": body.columns})
+        refuse_without_effect(form, {"columns": body.columns, "layout": body.layout})
         return Layout(form)
     strip = body.layout == "strip" or (body.layout is None and body.columns is None)
     return Layout(form, columns=body.num_frames if strip else body.columns)
@@ -133,7 +133,7 @@ def _singles(form: str, made: Made) -> bytes:
         images=[base64.b64encode(picture).decode("ascii") for picture in pictures],
         latents=None if made.latents is None else {name: values.tolist() for name, values in made.latents.items()},
     )
-    return json.dumps(answer.model_dump(exclude_none=made.latents is None)).encode("ascii")
+    return json.dumps(answer.model_dump(exclude={"latents"} if made.latents is None else None)).encode("ascii")
 
 
 def refuse_without_effect(form: str, fields: Mapping[str, object]) -> None:
@@ -145,7 +145,7 @@ def refuse_without_effect(form: str, fields: Mapping[str, object]) -> None:
     Raises:
         Invalid: names the field and the forms that have room for it.
     """
-    rooms = {"columns": PICTURES, "return_latents": (JSON,)}
+    rooms = {"columns": PICTURES, "layout": PICTURES, "return_latents": (JSON,)}
     for name, value in fields.items():
         if value is not None and form not in rooms[name]:
             raise _without_effect(name, f"has no effect on {form}: leave it out, or accept {', '.join(rooms[name])}")

@@ -8,16 +8,17 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import Conflict, FieldError, Invalid, NotServed, UnknownJob, show
 from app.schemas import ArchitectureCard, Architectures, Job, JobProgress, Jobs, LossCard
 from training import catalog
-from training.contract import FINISHED, JobStatus, TrainConfig, now
+from training.contract import FINISHED, JobStatus, TrainConfig, is_name, now
 from training.files import locks, runs
 
-STOPPED = 75  # the worker's exit code when it can go on later
+STOPPED = 75  # the worker's exit code when it was asked to stop and can go on later
 MAX_DEATHS = 3  # of one job's worker, with no image between them, before it is called a crash loop
 ADOPTED_POLL_SECONDS = 0.5  # a worker that another server started is no child: its lock is looked at
 TERMINATE_SECONDS = 20.0  # for a last checkpoint
@@ -110,8 +111,11 @@ class JobService:
         """Jobs, newest first, from the one behind `after` on."""
         ids = await asyncio.to_thread(lambda: sorted((path.name for path in self._paths()), reverse=True))
         page = [id for id in ids if after is None or id < after]
-        jobs = [await self.get(id) for id in page[:limit]]
-        return Jobs(jobs=jobs, next=jobs[-1].id if len(page) > limit else None)
+        jobs = []
+        for id in page[:limit]:
+            with suppress(UnknownJob):  # damaged, or removed at this moment
+                jobs.append(await self.get(id))
+        return Jobs(jobs=jobs, next=page[limit - 1] if len(page) > limit else None)
 
     async def cancel(self, id: str) -> Job:
         """Leave the wish to end; a queued job ends at once, a running one at its worker's next beat.
@@ -145,10 +149,12 @@ class JobService:
 
     def _read(self, id: str) -> Job:
         folder = self._folder / id
-        # no path is made of what is no id: ids are letters, digits and hyphens
-        if not id.isascii() or not id.replace("-", "").isalnum() or not (folder / runs.STATUS).is_file():
+        if not is_name(id) or not (folder / runs.STATUS).is_file():  # no path is made of what is no id
             raise UnknownJob(f"there is no job {show(id)}; GET /jobs lists them")
-        status = runs.read_status(folder)
+        try:
+            status = runs.read_status(folder)
+        except (OSError, ValueError) as error:
+            raise UnknownJob(f"job {id} is damaged: its {runs.STATUS} cannot be read; GET /jobs lists the others") from error
         if id == self._current and status.state in FINISHED:
             # who reads "succeeded" may ask for the model at once, so it is not said before the model is served
             status = status.model_copy(update={"state": "running", "finished_at": None})
@@ -164,7 +170,7 @@ class JobService:
             created_at=status.created_at,
             started_at=status.started_at,
             finished_at=status.finished_at,
-            config=runs.read_config(folder),
+            config=_config(folder),
         )
 
     def _is_alive(self, id: str) -> bool:
@@ -180,21 +186,21 @@ class JobService:
                 continue
             id = self._current = self._queue.pop(0)
             try:
-                if self._is_alive(id):
-                    await self._adopt(id)
-                else:
-                    await self._run(id)
-                await self._settle(id)
+                code = await self._adopt(id) if self._is_alive(id) else await self._run(id)
+                await self._settle(id, code)
             except (OSError, ValueError):  # its directory is damaged or the disk is; the other jobs go on
                 _log.exception("job %s is left as it is, and tried again when the server starts", id)
             self._current = None
 
-    async def _adopt(self, id: str) -> None:
+    async def _adopt(self, id: str) -> int | None:
+        """Wait for the end of a worker that is no child, and so has no exit code for us."""
         _log.info("job %s: its worker is alive; watching it", id)
         while not self._closing and await asyncio.to_thread(self._is_alive, id):
             await asyncio.sleep(ADOPTED_POLL_SECONDS)
+        return None
 
-    async def _run(self, id: str) -> None:
+    async def _run(self, id: str) -> int:
+        """Start a worker and wait for its end; its exit code."""
         folder, worker = (self._folder / id).resolve(), self._worker
         command = [sys.executable, "-m", "training.worker", str(folder), "--datasets", str(worker.datasets.resolve())]
         for repository in worker.repositories:
@@ -213,11 +219,12 @@ class JobService:
         _log.info("job %s: worker %s started", id, self._process.pid)
         if self._closing:
             self._terminate(self._process)
-        await self._process.wait()
-        _log.info("job %s: worker ended with %s", id, self._process.returncode)
+        code = await self._process.wait()
+        _log.info("job %s: worker ended with %s", id, code)
         self._process = None
+        return code
 
-    async def _settle(self, id: str) -> None:
+    async def _settle(self, id: str, code: int | None) -> None:
         """After a worker: its model is served, or its job queued again, or called a crash loop."""
         status = runs.read_status(self._folder / id)
         if status.state in FINISHED:
@@ -228,7 +235,8 @@ class JobService:
         images, deaths = self._deaths.get(id, (-1, 0))
         deaths = deaths + 1 if images == status.progress.images else 1
         self._deaths[id] = (status.progress.images, deaths)
-        if status.state == "running" and deaths >= MAX_DEATHS:
+        died = status.state == "running" or code not in (None, STOPPED)  # the second, before it could say anything
+        if died and deaths >= MAX_DEATHS:
             self._finish(id, "failed", f"crash loop: its worker died {deaths} times at the same place; {runs.LOG} may say why")
             return
         message = status.message or "its worker died; it goes on from its last checkpoint"
@@ -245,6 +253,14 @@ class JobService:
             process.terminate()
         except ProcessLookupError:
             _log.debug("the worker had ended already")
+
+
+def _config(folder: Path) -> TrainConfig | None:
+    try:
+        return runs.read_config(folder)
+    except (OSError, ValueError) as error:
+        _log.warning("%s cannot be read: %s", folder / runs.CONFIG, error)
+        return None
 
 
 def describe_catalog(datasets: Path) -> Architectures:

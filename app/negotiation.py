@@ -1,5 +1,6 @@
 """Which form a client wants: the Accept header against what a route can make (RFC 9110, section 12.5.1)."""
 
+import re
 from collections.abc import Sequence
 
 from app.errors import NotAcceptable, show
@@ -36,10 +37,7 @@ def _ranges(accept: str) -> list[tuple[str, float]]:
 
 
 def _number(text: str) -> float:
-    try:
-        return min(max(float(text), 0.0), 1.0)
-    except ValueError:
-        return 0.0
+    return min(float(text), 1.0) if re.fullmatch(r"[0-9]{1,3}(\.[0-9]{0,9})?", text) else 0.0
 
 
 def _quality(media_type: str, ranges: list[tuple[str, float]]) -> float:

@@ -230,7 +230,7 @@ class Job(BaseModel):
     created_at: str
     started_at: str | None
     finished_at: str | None
-    config: TrainConfig
+    config: TrainConfig | None = Field(description="Every default resolved; null where the job's file of it is damaged.")
 
 
 class Jobs(BaseModel):

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     """
     given = os.environ if environment is None else environment
     default = Settings()
+    port = _number(given, "GANSERVE_PORT", 0, 65535)
     models = tuple(Path(part) for part in given.get("GANSERVE_MODELS", "").split(os.pathsep) if part)
     return Settings(
         models=models or default.models,
@@ -64,7 +66,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
         device=given.get("GANSERVE_DEVICE") or default.device,
         threads=_number(given, "GANSERVE_THREADS", 1, 1024),
         host=given.get("GANSERVE_HOST") or default.host,
-        port=_number(given, "GANSERVE_PORT", 0, 65535) or default.port,
+        port=default.port if port is None else port,
         allowed_hosts=tuple(host.strip().lower() for host in given.get("GANSERVE_ALLOWED_HOSTS", "").split(",") if host.strip()),
         api_key=_api_key(given),
     )
@@ -95,7 +97,7 @@ def _number(given: Mapping[str, str], name: str, low: int, high: int) -> int | N
     text = given.get(name)
     if not text:
         return None
-    if not text.isascii() or not text.isdecimal() or not low <= int(text) <= high:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
         raise SettingsError(f"{name} is {text!r}; a whole number from {low} to {high} is allowed")
     return int(text)
 

@@ -209,10 +209,10 @@ class Store:
         """Put the entry's engine among the engines, or the reason why there is none among the failed; each is tried once."""
         if entry in engines or entry in failed or entry.manifest is None:
             return entry in engines
-        engine, manifest = self._loaded(entry), entry.manifest
+        engine = self._loaded(entry)
         if engine is None:
             try:
-                engine = await self._batcher.run_on_thread(lambda: Engine.load(entry.folder, manifest, self._device))
+                engine = await self._batcher.run_steps(Engine.loading(entry.folder, entry.manifest, self._device))
             except BrokenVersionError as error:
                 failed[entry] = str(error)
                 return False

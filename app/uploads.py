@@ -4,18 +4,18 @@ from dataclasses import dataclass
 
 from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 from starlette.datastructures import FormData, UploadFile
 
 from app import errors
-from app.errors import FieldError, Invalid, UnsupportedMediaType, did_you_mean, show
+from app.errors import BadRequest, FieldError, Invalid, UnsupportedMediaType, did_you_mean, pointer_of, show
 from app.inference import Upload, from_base64
-from app.schemas import MAX_FILES, DiscriminateRequest, ModelName, Version
+from app.schemas import MAX_FILES, DiscriminateRequest, ModelName
 
 FIELDS = ["files", "model", "version"]
 MULTIPART, JSON = "multipart/form-data", "application/json"
 
-_VERSION: TypeAdapter[int | str] = TypeAdapter(Version)
-_MODEL: TypeAdapter[str] = TypeAdapter(ModelName)
+_NAME: TypeAdapter[str] = TypeAdapter(ModelName)  # a version's number or alias has the same length
 
 REQUEST_BODY = {
     "requestBody": {
@@ -62,7 +62,8 @@ async def read_discriminate(request: Request) -> DiscriminateBody:
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == MULTIPART:
-        return await _from_form(await request.form(max_files=MAX_FILES + 1, max_fields=16))
+        async with request.form(max_files=MAX_FILES + 1, max_fields=16) as form:  # closes the files, which may be on disk
+            return await _from_form(form)
     if content_type == JSON:
         return _from_json(await request.body())
     raise UnsupportedMediaType(f"the body is {show(content_type or 'of no stated type')}; {MULTIPART} (field `files`) or {JSON} is allowed")
@@ -70,9 +71,13 @@ async def read_discriminate(request: Request) -> DiscriminateBody:
 
 def _from_json(content: bytes) -> DiscriminateBody:
     try:
-        body = DiscriminateRequest.model_validate_json(content)
+        given = from_json(content)
+    except ValueError as error:
+        raise BadRequest(f"the body is no JSON: {error}") from error
+    try:
+        body = DiscriminateRequest.model_validate(given)
     except ValidationError as error:
-        raise errors.invalid(list(error.errors(include_url=False)), errors.fields_of(DiscriminateRequest)) from error
+        raise errors.invalid(error.errors(include_url=False), given, errors.fields_of(DiscriminateRequest)) from error
     return DiscriminateBody(body.model, body.version, from_base64(body.images))
 
 
@@ -96,22 +101,24 @@ def _model(form: FormData) -> str:
     given = form.getlist("model")
     if len(given) != 1:
         raise _wrong("model", f"one model is wanted, and {len(given)} are given; GET /models lists them")
-    try:
-        return _MODEL.validate_python(given[0])
-    except ValidationError as error:
-        raise _wrong("model", error.errors()[0]["msg"]) from error
+    return _name("model", given[0])
 
 
 def _version(form: FormData) -> int | str | None:
     given = form.getlist("version")
     if not given or given == [""]:  # Swagger UI sends an empty field for what is left out
         return None
-    text = given[0]
+    if len(given) > 1:
+        raise _wrong("version", f"one version is wanted, and {len(given)} are given")
+    return _name("version", given[0])  # digits are a number to the store, wherever they come from
+
+
+def _name(field: str, given: object) -> str:
     try:
-        return _VERSION.validate_python(int(text) if isinstance(text, str) and text.isascii() and text.isdecimal() else text)
+        return _NAME.validate_python(given)
     except ValidationError as error:
-        raise _wrong("version", error.errors()[0]["msg"]) from error
+        raise _wrong(field, error.errors()[0]["msg"]) from error
 
 
 def _wrong(field: str, message: str) -> Invalid:
-    return Invalid(f"{show(field)[1:-1]}: {message}", errors=(FieldError(pointer=f"/{field}", message=message),))
+    return Invalid(f"{show(field)[1:-1]}: {message}", errors=(FieldError(pointer=pointer_of([field]), message=message),))

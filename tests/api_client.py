@@ -20,7 +20,7 @@ from app.service import Service
 from app.settings import Settings
 
 Pixels = NDArray[np.uint8]
-Headers = Mapping[str, str] | Sequence[tuple[str, str]]
+Headers = Mapping[str, str] | Sequence[tuple[str, str | bytes]]
 PADDING = 2
 PROBLEM = "application/problem+json"
 

@@ -122,6 +122,7 @@ def resolve(config: TrainConfig, datasets_folder: Path, repositories: tuple[Path
         architecture.check(DataSpec.of(card))
     except (DatasetError, UnsuitableDataError) as error:
         raise ConfigError([("/dataset", str(error))]) from error
+    _check_same_shape(config, card, repositories)
     held_out = config.num_held_out(card.num_images)
     left = card.num_images - held_out
     if left < config.batch_size:
@@ -171,14 +172,27 @@ def _follow_initial_model(config: TrainConfig, repositories: tuple[Path, ...]) -
     )
 
 
+def _check_same_shape(config: TrainConfig, card: DatasetCard, repositories: tuple[Path, ...]) -> None:
+    """The weights of a published version fit images of one shape."""
+    if config.initial_model is None:
+        return
+    shape = find_version(config.initial_model, repositories).dataset.shape
+    if shape != card.shape:
+        wanted, given = ("x".join(map(str, each)) for each in (shape, card.shape))
+        message = f"initial_model {config.initial_model} was trained on images of {wanted}, and those of {card.name} are {given}"
+        raise ConfigError([("/dataset", f"{message}; add the data set again in that shape, or leave initial_model out")])
+
+
 def find_version(reference: str, repositories: tuple[Path, ...]) -> Manifest:
     """The manifest of `name`, `name/3` or `name/production`.
 
     Raises:
-        ConfigError: there is no such version; the message lists what there is.
+        ConfigError: there is no such version, and the message lists what there is; or it is damaged.
     """
     try:
         folder = versions.find(reference, repositories)
+        return Manifest.model_validate_json((folder / versions.MANIFEST).read_bytes())
     except LookupError as error:
         raise ConfigError([("/initial_model", str(error.args[0]))]) from error
-    return Manifest.model_validate_json((folder / versions.MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError([("/initial_model", f"{reference} is damaged and cannot be started from; choose another version")]) from error

@@ -46,6 +46,13 @@ def split(dataset: Dataset, num_held_out: int) -> Split:
     return Split(torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out)))
 
 
+def evenly(rows: Tensor, count: int) -> Tensor:
+    """At most `count` of the rows, evenly spaced from the first to the last: sets often lie sorted by class."""
+    if len(rows) <= count:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64).round().long()]
+
+
 class Batches:
     """Endless batches in random order: each image once, then all again in another order.
 

@@ -118,14 +118,14 @@ def check_same(what: str, name: str, expected: Tensor, actual: Tensor) -> None:
 
 
 def check_independent_rows(name: str, module: nn.Module, inputs: Tensors) -> None:
-    """Each row alone, and among others, must give what it gives in its batch: batch statistics would not."""
+    """Each row among others, and alone, must give what it gives in its batch: batch statistics would not, and fail where it is alone."""
     together = module(**inputs)
     others = {key: value.flip(0) * 0.5 for key, value in inputs.items()}
     for row in range(CHECKED_ROWS):
-        alone = module(**{key: value[row : row + 1] for key, value in inputs.items()})
         mixed = module(**{key: torch.cat([others[key], value[row : row + 1]]) for key, value in inputs.items()})
-        check_same("the output for one row changes with its batch-mates", name, together[row], alone[0])
         check_same("the output for one row changes with its batch-mates", name, together[row], mixed[-1])
+        alone = module(**{key: value[row : row + 1] for key, value in inputs.items()})
+        check_same("the output for one row changes with its batch-mates", name, together[row], alone[0])
 
 
 # --- describing ---------------------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def publish(players: Mapping[str, Player], provenance: Provenance, held_out: Ten
 
     Args:
         players: "generator", and "discriminator" where it is served.
-        held_out: real images (N, C, H, W) in [-1, 1], never trained on.
+        held_out: real images (N, C, H, W) in [-1, 1], never trained on; all are scored, and MAX_SCORED are enough.
         repositories: the first is written to.
 
     Raises:
@@ -219,7 +219,7 @@ def publish(players: Mapping[str, Player], provenance: Provenance, held_out: Ten
     scripted = {key: script(key, player) for key, player in players.items()}
     samples = sample(players["generator"], range(NUM_SAMPLES))
     discriminator = players.get("discriminator")
-    reference = score_reference(players["generator"], discriminator, held_out[:MAX_SCORED]) if discriminator else None
+    reference = score_reference(players["generator"], discriminator, held_out) if discriminator else None
     while True:
         number = versions.next_number(repositories, name)
         with staging(repositories[0]) as staged:

@@ -18,9 +18,10 @@ import torch
 
 from training import catalog, checkpoint
 from training.contract import JobStatus, Manifest, Metrics, TrainConfig, UserError, now
-from training.data import Batches, Split, split, to_images
+from training.data import Batches, Split, evenly, split, to_images
 from training.datasets import Dataset, load
 from training.export import (
+    MAX_SCORED,
     ExportError,
     Provenance,
     publish,
@@ -216,7 +217,7 @@ def _publish(run: _Run, dataset: Dataset, parts: Split, places: Places) -> Manif
         dataset=dataset.card,
         metrics={"images": float(run.training.images), "seconds": round(run.training.seconds, 1), **run.status.progress.losses},
     )
-    held_out = to_images(torch.from_numpy(dataset.images[parts.held_out.numpy()]))
+    held_out = to_images(torch.from_numpy(dataset.images[evenly(parts.held_out, MAX_SCORED).numpy()]))
     return publish(run.players, provenance, held_out, places.repositories)
 
 

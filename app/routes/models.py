@@ -1,6 +1,8 @@
 """What is served."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Path
 from fastapi.responses import FileResponse
 
 from app.schemas import BrokenVersion, ModelCard, Models, ModelVersions, VersionCard, VersionFigures
@@ -9,6 +11,8 @@ from app.store import Served
 from training.contract import Manifest
 
 router = APIRouter(tags=["models"])
+Name = Annotated[str, Path(max_length=63)]
+Version = Annotated[str, Path(max_length=63)]
 
 
 @router.get("/models", summary="List what is served, and what is broken")
@@ -22,21 +26,21 @@ async def list_models(service: ServiceOf) -> Models:
 
 
 @router.get("/models/{name}", summary="Look at a model")
-async def show_model(name: str, service: ServiceOf) -> ModelVersions:
+async def show_model(name: Name, service: ServiceOf) -> ModelVersions:
     """Every version of a model in a few words, and its aliases."""
     card = _card(service.store.served(name))
     return ModelVersions(**card.model_dump(), history=[_figures(manifest) for manifest in service.store.manifests(name)])
 
 
 @router.get("/models/{name}/{version}", summary="Look at a version")
-async def show_version(name: str, version: str, service: ServiceOf) -> VersionCard:
+async def show_version(name: Name, version: Version, service: ServiceOf) -> VersionCard:
     """The whole manifest: inputs, data, config, figures, hashes, and the command that trains it again. `version`: a number or an alias."""
     manifest = service.store.manifest(name, version)
     return VersionCard(manifest=manifest, command=manifest.command)
 
 
 @router.get("/models/{name}/{version}/samples.png", response_class=FileResponse, summary="A version's sample grid")
-async def samples(name: str, version: str, service: ServiceOf) -> FileResponse:
+async def samples(name: Name, version: Version, service: ServiceOf) -> FileResponse:
     """The images of seeds 0 to 63, as they were when the version was published."""
     return FileResponse(await service.store.samples(name, version), media_type="image/png")
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,13 +163,16 @@ def test_generator_and_discriminator_take_turns_and_never_share_a_batch(engine: 
 def test_one_image_does_not_wait_for_256(engine: LoggingEngine) -> None:
     async def main(batcher: Batcher) -> None:
         async with busy(batcher):
-            large, small = await start(
-                batcher.submit(engine, "generator", latents(256)), batcher.submit(engine, "generator", latents(1, 9))
+            *large, small = await start(
+                *(batcher.submit(engine, "generator", latents(256, seed)) for seed in range(3)),
+                batcher.submit(engine, "generator", latents(1, 9)),
             )
-        await small
+        answer = await small
         assert len(engine.log.batches) <= 2  # its own, and perhaps one that has begun since
-        assert not large.done()
-        assert torch.equal(await large, expected(engine, latents(256)))
+        assert not any(task.done() for task in large)
+        assert torch.equal(answer, expected(engine, latents(1, 9)))
+        for seed, task in enumerate(large):
+            assert torch.equal(await task, expected(engine, latents(256, seed)))
 
     run(main)
 
@@ -363,6 +366,40 @@ def test_other_work_takes_turns_with_batches(engine: LoggingEngine) -> None:
             await asyncio.sleep(0)
         await asyncio.gather(*tasks, *calls)
         assert ran == [1, 2, 3]
+
+    run(main)
+
+
+def test_long_work_in_steps_lets_batches_run_between_them(engine: LoggingEngine) -> None:
+    def long() -> Generator[None, None, list[int]]:
+        seen = []
+        for _ in range(4):
+            seen.append(len(engine.log.batches))
+            assert threading.current_thread() is not threading.main_thread()
+            yield
+        return seen
+
+    async def main(batcher: Batcher) -> None:
+        async with busy(batcher):
+            work = asyncio.create_task(batcher.run_steps(long()))
+            tasks = await start(batcher.submit(engine, "generator", latents(256)))
+        await asyncio.gather(*tasks)
+        seen = await work
+        assert seen[0] <= 1
+        assert seen[3] >= 3
+
+    run(main)
+
+
+def test_what_a_step_raises_is_raised_to_its_caller(engine: LoggingEngine) -> None:
+    def long() -> Generator[None, None, None]:
+        yield
+        raise LookupError("on purpose")
+
+    async def main(batcher: Batcher) -> None:
+        with pytest.raises(LookupError, match="on purpose"):
+            await batcher.run_steps(long())
+        assert len(await batcher.submit(engine, "generator", latents(1))) == 1
 
     run(main)
 

@@ -41,7 +41,7 @@ def test_a_lossy_picture_is_near_the_png(api: Api, model: str, form: str) -> Non
     exact = np.asarray(Image.open(io.BytesIO(grid.content)).convert("RGB")).astype(int)
     assert image.size == exact.shape[1::-1]
     difference = np.abs(np.asarray(image.convert("RGB")).astype(int) - exact)
-    assert difference.mean() < 12, "a noisy picture of few pixels loses more than a photograph"
+    assert difference.mean() < 16, "a noisy picture of few pixels loses more than a photograph"
 
 
 def test_without_a_wish_the_answer_is_a_png_grid_of_16(api: Api) -> None:
@@ -324,17 +324,23 @@ def test_a_body_that_is_no_request_is_refused_and_never_a_bug(api: Api, content:
     assert len(problem["detail"]) < 1000
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "//"])
-def test_another_content_type_is_refused(api: Api, content_type: str) -> None:
-    response = api.post("/generate", content=b'{"model": "digits"}', headers={"content-type": content_type})
-    assert refusal(response, response.status_code)["status"] in (400, 415, 422)
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "//", ""])
+def test_a_body_that_does_not_say_it_is_json_is_refused(api: Api, content_type: str) -> None:
+    # what a form on another site's page can send without asking
+    problem = refusal(api.post("/generate", content=b'{"model": "digits"}', headers={"content-type": content_type}), 415)
+    assert "application/json is allowed" in problem["detail"]
+    assert content_type in problem["detail"]
 
 
 def test_a_body_without_a_content_type_is_refused(api: Api) -> None:
     request = api.build("POST", "/generate", content=b'{"model": "digits"}')
     assert "content-type" not in request.headers
-    response = api.send(request)
-    assert refusal(response, response.status_code)["status"] in (400, 415, 422)
+    assert "of no stated type" in refusal(api.send(request), 415)["detail"]
+
+
+def test_json_with_a_charset_or_of_a_kind_is_json(api: Api) -> None:
+    for content_type in ("application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.api+json"):
+        assert api.post("/generate", content=b'{"model": "digits"}', headers={"content-type": content_type}).status_code == 200
 
 
 # --- bodies that are too large ------------------------------------------------------------------------------------------------
@@ -350,7 +356,8 @@ def test_a_body_that_says_it_is_too_large_is_refused(api: Api, path: str, limit:
     assert str(limit + 1) in problem["detail"]
 
 
-async def _endless() -> AsyncIterator[bytes]:
+async def _endless(begin: bytes = b"") -> AsyncIterator[bytes]:
+    yield begin
     while True:
         yield b" " * 2**20
 
@@ -363,4 +370,5 @@ def test_a_body_that_does_not_end_is_refused(api: Api, path: str, limit: int) ->
 
 def test_a_form_that_does_not_end_is_refused(api: Api) -> None:
     headers = {"content-type": "multipart/form-data; boundary=x"}
-    assert str(64 * 2**20) in refusal(api.post("/discriminate", content=_endless(), headers=headers), 413)["detail"]
+    begin = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    assert str(64 * 2**20) in refusal(api.post("/discriminate", content=_endless(begin), headers=headers), 413)["detail"]

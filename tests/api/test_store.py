@@ -1,9 +1,12 @@
 """Which version answers, and what happens when versions come, go and break."""
 
 import asyncio
+import gc
 import logging
+import os
 import random
 import shutil
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -179,17 +182,24 @@ def test_a_manifest_that_cannot_be_read_breaks_its_version_alone(three: Path) ->
     run(main, three)
 
 
-def test_a_broken_version_is_told_once_and_tried_again_when_its_files_change(three: Path, caplog: pytest.LogCaptureFixture) -> None:
-    whole = (three / "digits/3/generator.pt").read_bytes()
-    flip_a_byte(three / "digits/3/generator.pt")
+def test_a_broken_version_is_told_once_and_tried_again_when_its_files_change(
+    three: Path, make_version: MakeVersion, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = three / "digits/3/generator.pt"
+    whole = path.read_bytes()
+    flip_a_byte(path)
 
     async def main(store: Store) -> None:
-        for _ in range(3):
+        seen = path.stat()
+        path.write_bytes(whole)
+        os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))  # good again, and looking as it did: who tries again will tell
+        for number in range(1, 4):
+            make_version(three, "other", version=number)
             await store.refresh()
-            with pytest.raises(UnknownVersion):
-                await store.engine("digits", 3)
+            assert await version_of(store) == 2
+            await refusal(UnknownVersion, store, "digits", 3)
         assert caplog.text.count("digits version 3 is broken") == 1
-        (three / "digits/3/generator.pt").write_bytes(whole)
+        os.utime(path)
         await store.refresh()
         assert await version_of(store) == 3
         assert broken(store) == []
@@ -326,6 +336,18 @@ def test_a_removed_version_disappears_and_so_does_a_removed_model(three: Path) -
     run(main, three)
 
 
+def test_a_removed_version_is_let_go(three: Path) -> None:
+    async def main(store: Store) -> None:
+        engines = [weakref.ref(await store.engine("digits", number)) for number in (1, 3)]
+        for number in (1, 3):
+            shutil.rmtree(three / f"digits/{number}")
+        await store.refresh()
+        gc.collect()
+        assert [engine() for engine in engines] == [None, None]
+
+    run(main, three)
+
+
 def test_refreshing_without_a_change_keeps_every_engine(three: Path) -> None:
     async def main(store: Store) -> None:
         engines = [await store.engine("digits"), await store.engine("digits", 1), await store.engine("fashion")]
@@ -352,6 +374,23 @@ def test_a_read_only_repository_serves_beside_the_first(three: Path, make_versio
         assert served == sha256_of(three / "digits/3/generator.pt")
 
     run(main, three, demo)
+
+
+def test_while_a_version_loads_the_others_answer(three: Path, make_version: MakeVersion) -> None:
+    async def whole() -> None:
+        async with opened([three]) as (store, batcher):
+            engine = await store.engine("digits")
+            make_version(three, "heavy", network="conv", size=32)
+            loading = asyncio.create_task(store.refresh())
+            answers = 0
+            while not loading.done():
+                await batcher.submit(engine, "generator", {"latent": torch.zeros(1, 8)})
+                answers += 1
+            await loading
+            assert await version_of(store, "heavy") == 1
+            assert answers > 20  # one between any two forward passes
+
+    asyncio.run(whole())
 
 
 def test_a_storm_of_publishing_fails_no_request_and_mixes_no_versions(three: Path, make_version: MakeVersion) -> None:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from training import data, datasets
 from training.contract import TrainConfig
-from training.data import Batches, split, to_images
+from training.data import Batches, evenly, split, to_images
 from training.datasets import About, Batch, Dataset
 
 CPU = torch.device("cpu")
@@ -100,6 +100,13 @@ def test_a_set_of_copies_leaves_nothing_to_train_on_and_is_refused(tmp_path: Pat
 )
 def test_between_64_and_10_000_images_are_held_out(images: int, share: float, held_out: int) -> None:
     assert TrainConfig(hold_out=share).num_held_out(images) == held_out
+
+
+@pytest.mark.parametrize(
+    ("count", "picked"), [(1, [5]), (2, [5, 15]), (3, [5, 10, 15]), (6, [5, 7, 9, 11, 13, 15]), (11, range(5, 16)), (99, range(5, 16))]
+)
+def test_rows_are_thinned_evenly_from_the_first_to_the_last(count: int, picked: list[int]) -> None:
+    assert evenly(torch.arange(5, 16), count).tolist() == list(picked)
 
 
 # --- batches ------------------------------------------------------------------------------------------------------------------
