@@ -86,7 +86,7 @@ async def running(settings: Settings) -> AsyncIterator[Service]:
             settings.jobs.mkdir(parents=True, exist_ok=True)
             stack.enter_context(hold(settings.jobs))
         pool = stack.enter_context(ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="encode"))
-        batcher = Batcher(num_threads=settings.threads)
+        batcher = Batcher(num_threads=settings.engine_threads)
         stack.push_async_callback(batcher.aclose)
         store = Store(settings.models, device, batcher)
         jobs = JobService(settings.jobs, WorkerSettings(settings.datasets, settings.models, settings.device), store.refresh)

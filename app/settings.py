@@ -24,7 +24,8 @@ class Settings:
     models: repositories; the first is written to, the others are only read.
     state: what must outlive the process: jobs and data sets.
     device: auto, cpu, cuda, cuda:1, mps.
-    threads: intra-op threads of the engine; all cores when None. Another number may mean other last bits.
+    threads: intra-op threads of the engine; half the cores when None, since the event loop, the encoders and a trainer need theirs, and
+        threads that wait for a taken core cost more than they bring. Another number may mean other last bits.
     allowed_hosts: names besides loopback's that a request's Host header may carry.
     api_key: when set, every route but the probes wants it as a bearer key.
     run_jobs: whether this process starts workers; a command that only asks does not.
@@ -39,6 +40,10 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     api_key: str | None = None
     run_jobs: bool = True
+
+    @property
+    def engine_threads(self) -> int:
+        return self.threads or max(1, (os.cpu_count() or 1) // 2)
 
     @property
     def datasets(self) -> Path:

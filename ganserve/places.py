@@ -27,7 +27,10 @@ Device = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    Parameter(help="Intra-op threads. GANSERVE_THREADS, or all cores; another number may mean other last bits.", show_default=False),
+    Parameter(
+        help="Intra-op threads. GANSERVE_THREADS, or half the cores to serve and all to train; another number may mean other last bits.",
+        show_default=False,
+    ),
 ]
 
 

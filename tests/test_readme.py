@@ -37,8 +37,9 @@ def test_every_curl_line_is_answered_as_it_is_printed(start: Callable[..., Serve
         command = line.replace(ADDRESS, server.url).replace("curl ", "curl --silent --show-error --fail-with-body ")
         ran = subprocess.run(["/bin/bash", "-c", command], capture_output=True, text=True, check=False, cwd=here, timeout=60)
         assert ran.returncode == 0, f"{line}\n{ran.stdout}{ran.stderr}"
-        if " -o " in line:
-            Image.open(here / line.split(" -o ")[1].split()[0]).load()
+        if line.startswith("curl -o "):
+            with Image.open(here / line.split(" -o ")[1].split()[0]) as picture:
+                picture.load()
 
 
 def test_every_route_is_in_the_table_and_has_its_curl_line() -> None:

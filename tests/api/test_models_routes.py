@@ -182,7 +182,7 @@ def test_a_version_published_meanwhile_answers_and_a_broken_one_does_not(own: Ap
 
 
 def test_a_server_without_models_says_so(tmp_path: Path) -> None:
-    with serving(Settings(models=(tmp_path / "models",), state=tmp_path / "state", run_jobs=False)) as api:
+    with serving(Settings(models=(tmp_path / "models",), state=tmp_path / "state", device="cpu", run_jobs=False)) as api:
         assert api.get("/models").json() == {"models": [], "broken": []}
         assert api.get("/readyz").json() == {"status": "ready", "device": "cpu", "models": []}
         assert "there are: none yet" in refusal(api.post("/generate", {"model": "digits"}), 404)["detail"]

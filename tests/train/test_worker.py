@@ -274,8 +274,7 @@ def test_a_damaged_checkpoint_is_told_in_the_log_and_the_one_before_is_used(benc
 
 def test_a_loss_that_is_not_finite_fails_the_run_and_publishes_nothing(bench: Bench, make_config: MakeConfig) -> None:
     publish_with_weights(bench, make_config(name="start"), discriminator_head=1e38)
-    config = catalog.resolve(make_config(name="mine").model_copy(update={"initial_model": "start/1"}), bench.places.datasets, bench.places.repositories)
-    run = bench.create("run", config)
+    run = bench.create("run", make_config(name="mine").model_copy(update={"initial_model": "start/1"}))
     code, status = bench.work(run)
     assert (code, status.state) == (1, "failed")
     assert status.message == "discriminator_loss is not finite at step 1; try a smaller learning_rate"
