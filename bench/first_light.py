@@ -64,7 +64,8 @@ def main() -> None:
     print("| way | seconds | ended with | POST /generate meanwhile (16 images) |")
     print("|---|---|---|---|")
     print(f"| ganserve train | {first:.0f} | {first_words} | |")
-    answers = f"{len(milliseconds) - failed} of {len(milliseconds)} answered; {median:.0f} ms median, {p95:.0f} ms p95, {max(milliseconds):.0f} ms max"
+    answered = f"{len(milliseconds) - failed} of {len(milliseconds)} answered"
+    answers = f"{answered}; {median:.1f} ms median, {p95:.1f} ms p95, {max(milliseconds):.0f} ms max"
     print(f"| POST /train | {second:.0f} | {second_words} | {answers} |")
 
 

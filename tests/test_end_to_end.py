@@ -168,7 +168,7 @@ def test_a_version_published_by_the_command_line_is_served_without_a_restart(sta
 
 def test_a_second_server_on_the_same_state_is_refused_with_a_sentence(start: Start, tmp_path: Path) -> None:
     start()
-    with pytest.raises(AssertionError, match="another server works on .*state: end it, or choose another --state"):
+    with pytest.raises(AssertionError, match=r"another server works on .*state: end it, or choose another --state"):
         start()
 
 
@@ -178,12 +178,13 @@ def test_a_key_opens_another_address_and_then_only_the_probes_are_free(start: St
     key = "a-long-enough-key-of-one-test"
     server = start(None, None, "--host", "0.0.0.0", environment={"GANSERVE_API_KEY": key})
     url = server.url.replace("0.0.0.0", "127.0.0.1")
-    paths = [path for path in httpx.get(f"{url}/openapi.json", headers={"Authorization": f"Bearer {key}"}).json()["paths"] if "{" not in path]
+    known = {"Authorization": f"Bearer {key}"}
+    paths = [path for path in httpx.get(f"{url}/openapi.json", headers=known).json()["paths"] if "{" not in path]
     for path in [*paths, "/docs", "/openapi.json", "/_swagger/swagger-ui.css", "/"]:
         response = httpx.get(f"{url}{path}")
         assert response.status_code == (200 if path in ("/healthz", "/readyz") else 401), path
     assert httpx.get(f"{url}/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
-    assert httpx.get(f"{url}/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    assert httpx.get(f"{url}/models", headers=known).status_code == 200
 
 
 def test_a_model_is_served_by_a_process_that_cannot_import_the_trainer(tmp_path: Path) -> None:
