@@ -25,7 +25,7 @@ Every message says what was given, what is allowed and what to do. Anything that
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import ClassVar, get_args
 
@@ -204,13 +204,10 @@ def _within(location: Sequence[str | int], body: object, *, last_is_missing: boo
     """Where in the body an error is. Pydantic puts names of union members and validators among the fields; they are left out."""
     path: list[str | int] = []
     for part in location:
-        if isinstance(body, Mapping) and part in body:
-            body = body[part]
-        elif isinstance(body, list) and isinstance(part, int) and part < len(body):
-            body = body[part]
-        else:
-            continue
-        path.append(part)
+        keys: Container[str | int] = range(len(body)) if isinstance(body, list) else body if isinstance(body, Mapping) else ()
+        if part in keys:
+            path.append(part)
+            body = body[part]  # type: ignore[index]
     return [*path, location[-1]] if last_is_missing and location else path
 
 

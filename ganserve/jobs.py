@@ -2,6 +2,7 @@
 
 import json
 from typing import Annotated
+from urllib.parse import quote
 
 import httpx
 from cyclopts import App, Parameter
@@ -39,7 +40,7 @@ def show(id: JobId, /, *, connection: Connection = Connection()) -> None:
     """Show all of a job."""
 
     async def question(client: httpx.AsyncClient) -> httpx.Response:
-        return check(await client.get(f"/jobs/{id}"))
+        return check(await client.get(f"/jobs/{quote(id, safe='')}"))
 
     print(json.dumps(connection.ask(question).json(), indent=2))
 
@@ -49,7 +50,7 @@ def cancel(id: JobId, /, *, connection: Connection = Connection()) -> None:
     """End a job; a running one keeps its last checkpoint."""
 
     async def question(client: httpx.AsyncClient) -> httpx.Response:
-        return check(await client.post(f"/jobs/{id}/cancel"))
+        return check(await client.post(f"/jobs/{quote(id, safe='')}/cancel"))
 
     job = connection.ask(question).json()
     print(f"{job['id']}: {job['state']}, {job['message'] or 'asked to end'}")

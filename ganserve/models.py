@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import httpx
 from cyclopts import App, Parameter
@@ -38,7 +39,7 @@ def show(
     connection: Connection = Connection(),
 ) -> None:
     """Show a version's manifest: data, config, figures, and the command that trains it again."""
-    name, _, version = model.partition("/")
+    name, version = (quote(part, safe="") for part in model.partition("/")[::2])
 
     async def question(client: httpx.AsyncClient) -> httpx.Response:
         number = version or str(check(await client.get(f"/models/{name}")).json()["version"])

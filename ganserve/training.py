@@ -3,13 +3,16 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from pydantic import ConfigDict, Field
 
 from ganserve.places import Device, Repositories, State, Threads, settings
 from training.contract import OptimizerConfig, TrainConfig, UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 class OptimizerFlags(OptimizerConfig):
@@ -63,19 +66,19 @@ def train(
 ) -> int:
     """Train a model, and publish it into the first repository as its next version."""
     found = settings(models, state, device, threads)
-    folder = _prepare(flags, resume, run_dir, found.datasets, found.state / "runs", found.models)
-    print(f"run directory: {folder}", file=sys.stderr)
-
     import torch
 
     from ganserve.progress import telling
     from training.files import runs
-    from training.worker import STOPPED, Places, pick_device, work
+    from training.worker import STOPPED, Places, work
 
+    on = _pick_device(found.device)
+    folder = _prepare(flags, resume, run_dir, found.datasets, found.state / "runs", found.models)
+    print(f"run directory: {folder}", file=sys.stderr)
     if found.threads is not None:
         torch.set_num_threads(found.threads)
     with telling() as listener:
-        code = work(folder, Places(found.datasets, found.models), pick_device(found.device), listener)
+        code = work(folder, Places(found.datasets, found.models), on, listener)
     status = runs.read_status(folder)
     if code == STOPPED:
         print(f"{status.message}: ganserve train --resume {folder}", file=sys.stderr)
@@ -84,6 +87,19 @@ def train(
         raise UserError(f"{status.message} (the whole log: {folder / runs.LOG})")
     print(status.message)
     return 0
+
+
+def _pick_device(text: str) -> "torch.device":
+    import torch
+
+    from training.worker import pick_device
+
+    try:
+        device = pick_device(text)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {text!r} is not to be had here: {str(error).splitlines()[0]}; auto and cpu are") from error
+    return device
 
 
 def _prepare(
@@ -95,10 +111,7 @@ def _prepare(
     if resume is not None:
         if flags.model_fields_set or run_dir is not None:
             raise UserError("--resume goes on with a run as it was begun: leave out every other option of the training")
-        if not (resume / runs.CONFIG).is_file():
-            raise UserError(f"{resume} is no run directory: it has no {runs.CONFIG}")
-        if runs.read_status(resume).state == "succeeded":
-            raise UserError(f"{resume} is finished: {runs.read_status(resume).message}")
+        _check_resumable(resume)
         (resume / runs.CANCEL).unlink(missing_ok=True)
         return resume
     from training.catalog import resolve
@@ -107,6 +120,22 @@ def _prepare(
     folder = run_dir or runs_folder / f"{config.model_name}-{runs.new_id()}"
     try:
         runs.create(folder, config)
-    except FileExistsError as error:
-        raise UserError(f"{folder} is there already: choose another --run-dir, or go on with it by --resume {folder}") from error
+    except OSError as error:
+        if folder.is_dir():
+            raise UserError(f"{folder} is there already: choose another --run-dir, or go on with it by --resume {folder}") from error
+        raise UserError(f"{folder} cannot be made: {error.strerror}; choose another --run-dir or --state") from error
     return folder
+
+
+def _check_resumable(folder: Path) -> None:
+    from training.files import runs
+
+    if not (folder / runs.CONFIG).is_file():
+        raise UserError(f"{folder} is no run directory: it has no {runs.CONFIG}")
+    try:
+        runs.read_config(folder)
+        status = runs.read_status(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is damaged: its {runs.CONFIG} or {runs.STATUS} cannot be read; begin a new run") from error
+    if status.state == "succeeded":
+        raise UserError(f"{folder} is finished: {status.message}")

@@ -3,6 +3,7 @@
 import io
 import math
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -136,10 +137,20 @@ def write_module(folder: Path, name: str, player: Player, scripted: torch.jit.Sc
     buffer = io.BytesIO()
     torch.jit.save(scripted, buffer)
     path = folder / f"{name}.pt"
-    path.write_bytes(buffer.getvalue())
+    path.write_bytes(without_debug_files(buffer))
     return ModuleSpec(
         files={"torchscript": describe(path)}, inputs=player.inputs, output=player.output, probe=make_probe(scripted, player.inputs)
     )
+
+
+def without_debug_files(archive: io.BytesIO) -> bytes:
+    """The same TorchScript file without the entries for tracebacks: they name the folders of the machine that trained."""
+    kept = io.BytesIO()
+    with zipfile.ZipFile(archive) as given, zipfile.ZipFile(kept, "w", zipfile.ZIP_STORED) as written:
+        for entry in given.infolist():
+            if not entry.filename.endswith(".debug_pkl"):
+                written.writestr(zipfile.ZipInfo(entry.filename), given.read(entry))
+    return kept.getvalue()
 
 
 def make_probe(scripted: torch.jit.ScriptModule, inputs: Sequence[TensorSpec], num_rows: int = CHECKED_ROWS, seed: int = 0) -> Probe:

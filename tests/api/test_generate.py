@@ -4,11 +4,10 @@ import io
 import json
 import zipfile
 from collections.abc import AsyncIterator
-from typing import Any
 
 import numpy as np
 import pytest
-from api_client import Api, cells, picture, pointers, refusal, singles
+from api_client import Api, Pixels, cells, picture, pointers, refusal, singles
 from PIL import Image
 
 pytest_plugins = ["api_fixtures"]
@@ -173,7 +172,7 @@ def test_another_truncation_is_refused(api: Api, truncation: object) -> None:
 
 
 def test_labels_choose_the_class_by_name_index_or_weights(api: Api) -> None:
-    def made(labels: list[object]) -> Any:
+    def made(labels: list[object]) -> Pixels:
         body = {"model": "labelled", "num_images": 2, "seed": 3, "labels": labels}
         return singles(api.post("/generate", body, headers={"accept": "application/x-npy"}))
 

@@ -2,7 +2,7 @@
 
 import io
 import json
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,9 +26,10 @@ def own_image(api: Api, model: str, seed: int) -> Pixels:
     return picture(api.post("/generate", {"model": model, "num_images": 1, "seed": seed}))
 
 
-def latent_of(api: Api, model: str, seed: int) -> Any:
+def latent_of(api: Api, model: str, seed: int) -> list[float]:
     body = {"model": model, "num_images": 1, "seed": seed, "return_latents": True}
-    return api.post("/generate", body, headers={"accept": "application/json"}).json()["latents"]["latent"][0]
+    latent: list[float] = api.post("/generate", body, headers={"accept": "application/json"}).json()["latents"]["latent"][0]
+    return latent
 
 
 # --- frames -------------------------------------------------------------------------------------------------------------------
@@ -46,7 +47,7 @@ def test_the_frames_at_the_anchors_are_the_anchors_own_images(api: Api, model: s
 def test_frames_move_from_one_anchor_to_the_next_without_a_jump(api: Api) -> None:
     made = images_of(api, walk(seeds=[3, 11], steps=30)).astype(int)
     whole = np.abs(made[-1] - made[0]).mean()
-    assert max(np.abs(after - before).mean() for before, after in zip(made[:-1], made[1:], strict=True)) < whole / 4
+    assert max(np.abs(after - before).mean() for before, after in pairwise(made)) < whole / 4
 
 
 def test_slerp_and_lerp_differ_between_the_anchors_only(api: Api) -> None:

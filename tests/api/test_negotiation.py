@@ -1,5 +1,7 @@
 """Accept: which of the forms on offer a client wants."""
 
+from contextlib import suppress
+
 import hypothesis
 import pytest
 from hypothesis import given
@@ -68,10 +70,8 @@ def test_a_long_header_is_cut_in_the_message() -> None:
 @hypothesis.settings(deadline=None)
 @given(st.text(st.characters(max_codepoint=255), max_size=60))
 def test_no_header_is_a_bug(accept: str) -> None:
-    try:
+    with suppress(NotAcceptable):
         assert choose(accept, OFFERED) in OFFERED
-    except NotAcceptable as refused:
-        assert refused.status == 406
 
 
 @hypothesis.settings(deadline=None)

@@ -26,7 +26,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
         ("DEVICE", "cuda:1", "device", "cuda:1"),
         ("THREADS", "1", "threads", 1),
         ("THREADS", "1024", "threads", 1024),
-        ("HOST", "0.0.0.0", "host", "0.0.0.0"),
+        ("HOST", "0.0.0.0", "host", "0.0.0.0"),  # noqa: S104
         ("PORT", "1", "port", 1),
         ("PORT", "65535", "port", 65535),
         ("PORT", "0", "port", 0),
@@ -64,7 +64,9 @@ def test_a_number_that_is_none_is_refused_with_what_is_allowed(name: str, text: 
         from_environment({f"GANSERVE_{name}": text})
 
 
-@pytest.mark.parametrize("key", ["short", "x" * 15, "a key with spaces in it", "schlüssel-aus-umlauten", "a-key-of-16-char\x07", "tab\tin-the-middle-of-it"])
+@pytest.mark.parametrize(
+    "key", ["short", "x" * 15, "a key with spaces in it", "schlüssel-aus-umlauten", "a-key-of-16-char\x07", "tab\tin-the-middle-of-it"]
+)
 def test_a_key_that_is_short_or_odd_is_refused_and_not_repeated(key: str) -> None:
     with pytest.raises(SettingsError, match="at least 16 printable ASCII characters and no space") as refused:
         from_environment({"GANSERVE_API_KEY": key})
@@ -107,7 +109,7 @@ def test_a_key_and_a_key_file_together_are_refused(tmp_path: Path) -> None:
         ("::1", True),
         ("[::1]", True),
         ("localhost", True),
-        ("0.0.0.0", False),
+        ("0.0.0.0", False),  # noqa: S104
         ("::", False),
         ("[::]", False),
         ("192.168.1.1", False),
@@ -126,7 +128,7 @@ def test_only_loopback_is_open_without_a_key(host: str, stays_here: bool) -> Non
     if stays_here:
         check_exposure(Settings(host=host))
     else:
-        with pytest.raises(SettingsError, match="set GANSERVE_API_KEY .*or listen on 127.0.0.1"):
+        with pytest.raises(SettingsError, match=r"set GANSERVE_API_KEY .*or listen on 127\.0\.0\.1"):
             check_exposure(Settings(host=host))
 
 

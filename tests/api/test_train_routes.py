@@ -160,7 +160,14 @@ def test_every_wrong_field_is_told_at_once(refusing: Api) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b'{"learning_rate": NaN}', b'{"ema_halflife_images": Infinity}', b'{"learning_rate": 1e400}', b'{"options": {"dropout": NaN}}', b"[]", b"{"],
+    [
+        b'{"learning_rate": NaN}',
+        b'{"ema_halflife_images": Infinity}',
+        b'{"learning_rate": 1e400}',
+        b'{"options": {"dropout": NaN}}',
+        b"[]",
+        b"{",
+    ],
 )
 def test_a_body_that_is_no_config_is_refused(refusing: Api, refusing_state: Path, content: bytes) -> None:
     refusal(refusing.post("/train", content=content, headers=JSON_TYPE), 422)

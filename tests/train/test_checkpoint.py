@@ -2,6 +2,8 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -68,6 +70,27 @@ def test_the_newest_has_the_most_images_not_the_latest_time(tmp_path: Path) -> N
 def test_what_is_saved_already_stays_as_it_was(folder: Path) -> None:
     checkpoint.save(folder, 20, state_at(99))
     assert loaded(folder) == 20
+
+
+def test_an_old_one_goes_out_of_sight_in_one_piece(folder: Path) -> None:
+    oldest = folder / BEFORE
+    for number in range(2000):  # so that it takes a while to remove
+        (oldest / f"more-{number}").touch()
+    whole = set(oldest.iterdir())
+    seen_in_pieces: list[int] = []
+
+    def watch() -> None:
+        with suppress(FileNotFoundError):
+            while True:
+                pieces = set(oldest.iterdir())
+                if pieces != whole and oldest.exists():
+                    seen_in_pieces.append(len(pieces))
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        checkpoint.save(folder, 30, state_at(30))
+        watching.result()
+    assert seen_in_pieces == []
 
 
 # --- damage -------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 import json
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -284,6 +285,22 @@ def test_the_probe_is_what_the_published_module_gives(publish_as: Publish, tmp_p
         assert len(set(spec.probe.expected)) > 4
 
 
+def test_a_published_file_names_no_folder_of_the_machine_that_trained(
+    publish_as: Publish, players: dict[str, Player], tmp_path: Path
+) -> None:
+    publish_as("a-run")
+    for key, player in players.items():
+        path = tmp_path / "models" / "mine" / "1" / f"{key}.pt"
+        with zipfile.ZipFile(path) as archive:
+            entries = {name: archive.read(name) for name in archive.namelist()}
+        assert any(name.endswith("architectures/dcgan.py") for name in entries), "the code itself is there"
+        for name, content in entries.items():
+            assert b"site-packages" not in content, name
+            assert str(Path(export.__file__).parent.parent).encode() not in content, name
+        inputs = export.example_inputs(player.inputs, 4)
+        assert torch.equal(torch.jit.load(path)(**inputs), player.module.eval()(**inputs))
+
+
 def test_published_weights_are_those_of_the_networks(publish_as: Publish, players: dict[str, Player], tmp_path: Path) -> None:
     manifest = publish_as("a-run")
     folder = tmp_path / "models" / "mine" / "1"
@@ -319,8 +336,13 @@ def test_the_sample_grid_is_seeds_0_to_63_drawn_one_generator_an_image(
 
 
 def test_the_score_reference_is_quantiles_of_held_out_and_of_generated_images(publish_as: Publish, players: dict[str, Player]) -> None:
+    with torch.no_grad():
+        for player in players.values():
+            for weight in player.module.parameters():
+                weight.mul_(5)  # fresh networks score all images alike
     reference = publish_as("a-run").score_reference
     assert reference is not None
+    assert reference.generated[100] - reference.generated[0] > 0.1
     assert (reference.num_real, reference.num_generated) == (100, 100)
     assert len(reference.real) == len(reference.generated) == 101
     assert list(reference.real) == sorted(reference.real)
@@ -331,9 +353,9 @@ def test_the_score_reference_is_quantiles_of_held_out_and_of_generated_images(pu
         latents = [torch.randn(4, generator=torch.Generator().manual_seed(seed)) for seed in range(NUM_SAMPLES, NUM_SAMPLES + 100)]
         generated = discriminator(generator(torch.stack(latents)))
     for quantiles, scores in ((reference.real, real), (reference.generated, generated)):
-        assert quantiles[0] == pytest.approx(scores.min().item(), abs=1e-5)
-        assert quantiles[50] == pytest.approx(scores.quantile(0.5).item(), abs=1e-5)
-        assert quantiles[100] == pytest.approx(scores.max().item(), abs=1e-5)
+        assert quantiles[0] == pytest.approx(scores.min().item(), rel=1e-4, abs=1e-5)
+        assert quantiles[50] == pytest.approx(scores.quantile(0.5).item(), rel=1e-4, abs=1e-5)
+        assert quantiles[100] == pytest.approx(scores.max().item(), rel=1e-4, abs=1e-5)
 
 
 class Brightness(nn.Module):

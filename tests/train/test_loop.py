@@ -62,8 +62,10 @@ def flat(state: object, path: str = "") -> Iterator[tuple[str, object]]:
 
 
 def bits(training: Training) -> dict[str, object]:
-    """All that a run has become, but for the seconds it took."""
-    return {path: leaf for path, leaf in flat(training.state_dict()) if path not in ("/seconds", "/window_start/1")}
+    """All that a run has become, but for the seconds it took; the networks are asked themselves too."""
+    networks = {key: [match.game.generator, match.game.discriminator, match.average] for key, match in training.matches.items()}
+    become = {"state": training.state_dict(), "networks": {key: [each.state_dict() for each in them] for key, them in networks.items()}}
+    return {path: leaf for path, leaf in flat(become) if path not in ("/state/seconds", "/state/window_start/1")}
 
 
 # --- resume -------------------------------------------------------------------------------------------------------------------

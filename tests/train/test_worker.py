@@ -64,6 +64,16 @@ def bench(tmp_path: Path, datasets_folder: Path) -> Bench:
     return Bench(tmp_path / "runs", Places(datasets_folder, (tmp_path / "models",)))
 
 
+class Ear(Listener):
+    """Hears where runs start."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str | None, int]] = []
+
+    def started(self, config: TrainConfig, images: int) -> None:
+        self.told.append((config.name, images))
+
+
 def wait_for(process: "subprocess.Popen[str]", condition: Callable[[], bool]) -> None:
     while not condition():
         with suppress(subprocess.TimeoutExpired):
@@ -201,17 +211,12 @@ def test_a_run_that_fails_says_why_in_one_sentence_and_keeps_its_traceback_in_th
 
 
 def test_a_run_trains_publishes_and_tells_as_it_goes(bench: Bench, make_config: MakeConfig) -> None:
-    told: list[object] = []
-
-    class Ear(Listener):
-        def started(self, config: TrainConfig, images: int) -> None:
-            told.append((config.name, images))
-
+    ear = Ear()
     config = make_config(architecture="dcgan", name="mine", sample_images=100, checkpoint_images=100)
     run = bench.create("run", config)
-    code, status = bench.work(run, Ear())
+    code, status = bench.work(run, ear)
     assert (code, status.state, status.model, status.version) == (0, "succeeded", "mine", 1)
-    assert told == [("mine", 0)]
+    assert ear.told == [("mine", 0)]
     assert sorted(samples(run)) == ["000000000100.png", "000000000200.png", "000000000240.png"]
     assert sorted(path.name for path in (run / runs.CHECKPOINTS).glob("0*")) == ["000000000200", "000000000240"]
     assert [images for images, _ in metrics(run)] == list(range(20, 260, 20))
@@ -264,7 +269,9 @@ def test_a_damaged_checkpoint_is_told_in_the_log_and_the_one_before_is_used(benc
     _, status = bench.work(damaged)
     (damaged / runs.CHECKPOINTS / "000000000240" / "state.pt").write_bytes(b"nonsense")
     runs.write_status(damaged, status.model_copy(update={"state": "running"}))
-    assert bench.work(damaged)[0] == 0
+    ear = Ear()
+    assert bench.work(damaged, ear)[0] == 0
+    assert ear.told == [("mine", 200)], "it went on, and did not begin anew"
     log = (damaged / runs.LOG).read_text()
     assert "WARNING checkpoint 000000000240 is damaged and left out: state.pt has 8 bytes" in log
     assert "going on from the checkpoint at 200 images" in log
@@ -332,13 +339,12 @@ def test_a_stop_is_asked_of_the_process_only_while_it_trains(bench: Bench, make_
     def handlers() -> list[object]:
         return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
-    before, during = handlers(), []
-
-    class Ear(Listener):
+    class Look(Listener):
         def started(self, config: TrainConfig, images: int) -> None:
             during.extend(handlers())
 
-    assert bench.work(bench.create("run", make_config()), Ear())[0] == 0
+    before, during = handlers(), list[object]()
+    assert bench.work(bench.create("run", make_config()), Look())[0] == 0
     assert len(during) == 2
     assert not set(map(id, during)) & set(map(id, before))
     assert handlers() == before

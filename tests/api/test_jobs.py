@@ -1,0 +1,173 @@
+"""The queue of jobs and its real worker processes: what ends a job, and what must not end the queue."""
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from app.errors import Conflict, UnknownJob
+from app.jobs import JobService, WorkerSettings
+from app.schemas import Job
+from training import catalog
+from training.contract import FINISHED, TrainConfig
+from training.files import runs
+
+SECONDS = 60.0
+WIDTHS = {"generator_widths": [8], "discriminator_widths": [8], "latent_size": 4}
+
+
+class Jobs:
+    """A folder of jobs, and services of it that come and go as servers do."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "jobs"
+        self.worker = WorkerSettings(folder / "datasets", (folder / "models",), "cpu", threads=1, niceness=0)
+        self.published = 0
+
+    def create(self, **changes: object) -> str:
+        """A queued job, as a server before this one left it."""
+        values = {"name": "tiny", "architecture": "mlp", "options": WIDTHS, "total_images": 640} | changes
+        config = catalog.resolve(TrainConfig.model_validate(values), self.worker.datasets, self.worker.repositories)
+        id = runs.new_id()
+        runs.create(self.folder / id, config)
+        return id
+
+    def set_state(self, id: str, state: str) -> None:
+        status = runs.read_status(self.folder / id)
+        runs.write_status(self.folder / id, status.model_copy(update={"state": state}))
+
+    async def on_published(self) -> None:
+        self.published += 1
+
+    def serve(self, scenario: Callable[[JobService], Awaitable[None]]) -> None:
+        """A server's life."""
+
+        async def life() -> None:
+            service = JobService(self.folder, self.worker, self.on_published)
+            await service.start()
+            try:
+                await scenario(service)
+            finally:
+                await service.close()
+
+        asyncio.run(asyncio.wait_for(life(), SECONDS))
+
+
+async def until(service: JobService, id: str, wanted: Callable[[Job], bool]) -> Job:
+    while not wanted(job := await service.get(id)):
+        await asyncio.sleep(0.05)
+    return job
+
+
+def is_finished(job: Job) -> bool:
+    return job.state in FINISHED
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Jobs:
+    return Jobs(tmp_path)
+
+
+@pytest.fixture
+def dying_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every worker dies before it can say a word: its Python does not find itself."""
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+
+
+@pytest.mark.usefixtures("dying_workers")
+@pytest.mark.parametrize("state", ["queued", "running"])
+def test_a_job_whose_worker_dies_three_times_at_once_is_a_crash_loop(jobs: Jobs, state: str) -> None:
+    id = jobs.create()
+    jobs.set_state(id, state)
+
+    async def scenario(service: JobService) -> None:
+        job = await until(service, id, is_finished)
+        assert job.state == "failed"
+        assert job.message == "crash loop: its worker died 3 times at the same place; log.txt may say why"
+        assert job.finished_at is not None
+        with pytest.raises(Conflict, match="failed already"):
+            await service.cancel(id)
+
+    jobs.serve(scenario)
+    assert (jobs.folder / id / runs.LOG).read_text().count("encodings") >= 3, "three workers left their last words"
+
+
+@pytest.mark.usefixtures("dying_workers")
+def test_a_crash_loop_and_a_removed_folder_hold_up_no_other_job(jobs: Jobs, caplog: pytest.LogCaptureFixture) -> None:
+    ids = sorted(jobs.create() for _ in range(3))
+
+    async def scenario(service: JobService) -> None:
+        shutil.rmtree(jobs.folder / ids[0])  # before its turn: nothing has run between the start and this line
+        for id in ids[1:]:
+            assert (await until(service, id, is_finished)).message.startswith("crash loop")
+        with pytest.raises(UnknownJob):
+            await service.get(ids[0])
+
+    jobs.serve(scenario)
+    assert f"job {ids[0]} is left as it is" in caplog.text
+
+
+@pytest.mark.usefixtures("dying_workers")
+def test_a_server_that_stops_does_not_judge_its_jobs(jobs: Jobs) -> None:
+    id = jobs.create()
+
+    async def scenario(service: JobService) -> None:
+        await asyncio.sleep(0)
+
+    jobs.serve(scenario)
+    assert runs.read_status(jobs.folder / id).state == "queued"
+
+
+def test_a_job_whose_config_is_damaged_fails_with_a_sentence_and_stays_in_the_list(jobs: Jobs) -> None:
+    id = jobs.create()
+    (jobs.folder / id / runs.CONFIG).write_text('{"architecture": ')
+
+    async def scenario(service: JobService) -> None:
+        job = await until(service, id, is_finished)
+        assert (job.state, job.attempts, job.config) == ("failed", 1, None)
+        assert job.message
+        assert "Traceback" not in job.message
+        assert [listed.id for listed in (await service.page(20, None)).jobs] == [id]
+
+    jobs.serve(scenario)
+    assert jobs.published >= 1, "whoever waits for the end of a job is told of this end too"
+
+
+def test_a_running_job_survives_an_orderly_end_of_the_server_and_is_cancelled_by_the_next(jobs: Jobs) -> None:
+    id = jobs.create(total_images=10**9)
+
+    async def first(service: JobService) -> None:
+        job = await until(service, id, lambda job: job.progress.images > 0)
+        assert (job.state, job.attempts, job.position) == ("running", 1, None)
+
+    jobs.serve(first)
+    status = runs.read_status(jobs.folder / id)
+    assert status.state == "queued"
+    assert status.message == f"stopped after {status.progress.images:,} of 1,000,000,000 images; it goes on from there"
+
+    async def second(service: JobService) -> None:
+        job = await until(service, id, lambda job: job.progress.images > status.progress.images)
+        assert (job.state, job.attempts) == ("running", 2)
+        await service.cancel(id)
+        job = await until(service, id, is_finished)
+        assert job.state == "cancelled"
+        assert job.message.startswith("cancelled after ")
+
+    jobs.serve(second)
+    log = (jobs.folder / id / runs.LOG).read_text()
+    assert f"going on from the checkpoint at {status.progress.images:,} images" in log
+
+
+def test_a_damaged_status_is_left_out_and_logged(jobs: Jobs, caplog: pytest.LogCaptureFixture) -> None:
+    id = jobs.create()
+    (jobs.folder / id / runs.STATUS).write_bytes(b"\x00")
+
+    async def scenario(service: JobService) -> None:
+        assert (await service.page(20, None)).jobs == []
+        with pytest.raises(UnknownJob, match="is damaged"):
+            await service.get(id)
+
+    jobs.serve(scenario)
+    assert f"job {id} cannot be read and is left out" in caplog.text
