@@ -17,6 +17,7 @@
     |-- Misdirected           421  a Host that this server does not answer to
     |-- Invalid               422  read, and not allowed: `errors` points at each field
     |   `-- ImageInvalid           the bytes are no picture
+    |-- ClientLeft            499  it closed the connection; nobody reads this answer
     |-- NotServed             501  this process cannot do it (no trainer installed)
     `-- Overloaded            503  full; `Retry-After` says when to come back
 
@@ -133,6 +134,10 @@ class Invalid(Problem):
 
 class ImageInvalid(Invalid):
     kind, title = "image-invalid", "Not a picture"
+
+
+class ClientLeft(Problem):
+    status, kind, title = 499, "client-left", "The client has left"
 
 
 class NotServed(Problem):
@@ -303,7 +308,7 @@ def _from_http(request: Request, error: HTTPException) -> Problem:
         return MethodNotAllowed(f"{path} does not take {method}; it takes {allowed}", headers=headers)
     if error.status_code == 413:
         limit = request.scope.get(MAX_BODY_SIZE_SCOPE_KEY, "fewer")
-        return PayloadTooLarge(f"the body has more bytes; {limit} are allowed on {request.url.path}", headers=headers)
+        return PayloadTooLarge(f"the body is longer than the {limit} bytes that are allowed on {request.url.path}", headers=headers)
     if error.detail == "There was an error parsing the body":
         return BadRequest("the body cannot be parsed: JSON in UTF-8 is allowed, nested less deep and with shorter numbers", headers=headers)
     return BadRequest(str(error.detail), headers=headers)

@@ -28,7 +28,7 @@ class Made:
 
     images: uint8 (N, C, H, W), on the CPU.
     seeds: one an image; None where latents were given or lie between anchors.
-    request: the request's body, as it will stand in a PNG's text.
+    request: the request's body without its latents, as it will stand in a PNG's text.
     latents: by input name, (N, *shape); None unless asked for.
     """
 

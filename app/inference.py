@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -51,7 +52,9 @@ async def _make(service: Service, engine: Engine, encoded: Encoded, body: BaseMo
         version=engine.manifest.version,
         images=images,
         seeds=encoded.seeds,
-        request=body.model_dump_json(exclude_none=True, exclude={"return_latents"}),
+        request=body.model_dump_json(
+            exclude_none=True, exclude={"return_latents": True, "latents": True, "anchors": {"__all__": {"latent"}}}
+        ),
         latents=encoded.inputs if return_latents else None,
     )
 
@@ -123,7 +126,7 @@ async def discriminate(service: Service, model: str, version: int | str | None, 
     """
     engine = await service.store.engine(model, version)
     spec = _discriminator(engine)
-    images = await service.in_pool(lambda: decode(uploads, spec.inputs[0]))
+    images = await decode(service, uploads, spec.inputs[0])
     scores = await service.batcher.submit(engine, "discriminator", {spec.inputs[0].name: images})
     manifest = engine.manifest
     return Scores(
@@ -145,10 +148,12 @@ def _discriminator(engine: Engine) -> ModuleSpec:
     return manifest.discriminator
 
 
-def decode(uploads: Sequence[Upload], spec: TensorSpec) -> Tensor:
+async def decode(service: Service, uploads: Sequence[Upload], spec: TensorSpec) -> Tensor:
     """Pictures as the discriminator knows them: (N, C, H, W) float32 in [-1, 1], by the steps of training.files.pictures."""
     channels, height, width = spec.shape
-    return pixels.from_uint8(np.stack([_read(upload, (channels, height, width)) for upload in uploads]))
+    # one by one, so that the files of several requests take turns, and what a client has left behind is not read
+    read = [await service.in_decoders(partial(_read, upload, (channels, height, width))) for upload in uploads]
+    return pixels.from_uint8(np.stack(read))
 
 
 def _read(upload: Upload, shape: tuple[int, int, int]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -17,9 +17,10 @@ from app.schemas import ArchitectureCard, Architectures, Job, JobProgress, Jobs,
 from training import catalog
 from training.contract import FINISHED, JobStatus, TrainConfig, is_name, now
 from training.files import locks, runs
+from training.files.machine import num_cores
 
 STOPPED = 75  # the worker's exit code when it was asked to stop and can go on later
-MAX_DEATHS = 3  # of one job's worker, with no image between them, before it is called a crash loop
+MAX_DEATHS = 3  # of one job's worker, with no checkpoint between them, before it is called a crash loop
 ADOPTED_POLL_SECONDS = 0.5  # a worker that another server started is no child: its lock is looked at
 TERMINATE_SECONDS = 20.0  # for a last checkpoint
 _log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class WorkerSettings:
     datasets: Path
     repositories: tuple[Path, ...]
     device: str
-    threads: int = max(1, (os.cpu_count() or 2) - 1)
+    threads: int = max(1, num_cores() - 1)
     niceness: int = 10
 
 
@@ -45,7 +46,7 @@ class JobService:
         self._wake = asyncio.Event()
         self._current: str | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._deaths: dict[str, tuple[int, int]] = {}  # by job: images at the last death, and deaths there
+        self._deaths: dict[str, tuple[int, int]] = {}  # by job: images at the checkpoint that is gone back to, and deaths since
         self._closing = False
         self._task: asyncio.Task[None] | None = None
 
@@ -67,6 +68,8 @@ class JobService:
         self._wake.set()
         if self._process is not None:
             self._terminate(self._process)
+        elif self._current is not None:
+            runs.ask_to_stop(self._folder / self._current)  # an adopted worker is no child: it looks for the wish itself
         if self._task is not None:
             try:
                 await asyncio.wait_for(self._task, TERMINATE_SECONDS)
@@ -98,7 +101,7 @@ class JobService:
             raise Invalid(str(error), errors=fields) from error
         except ImportError as error:
             raise NotServed(f"this process serves only; it has no {error.name}") from error
-        runs.create(self._folder / id, resolved)
+        runs.create(self._folder / id, resolved, id)
 
     async def get(self, id: str) -> Job:
         """Raises UnknownJob."""
@@ -195,7 +198,7 @@ class JobService:
     async def _adopt(self, id: str) -> int | None:
         """Wait for the end of a worker that is no child, and so has no exit code for us."""
         _log.info("job %s: its worker is alive; watching it", id)
-        while not self._closing and await asyncio.to_thread(self._is_alive, id):
+        while await asyncio.to_thread(self._is_alive, id):
             await asyncio.sleep(ADOPTED_POLL_SECONDS)
         return None
 
@@ -208,14 +211,18 @@ class JobService:
         command += ["--device", worker.device, "--threads", str(worker.threads), "--nice", str(worker.niceness)]
         with (folder / runs.LOG).open("ab") as log:
             # a session of its own: a Ctrl-C in the server's terminal is the server's, which asks for a checkpoint
-            self._process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=os.environ | {"OMP_NUM_THREADS": str(worker.threads)},
-            )
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    env=os.environ | {"OMP_NUM_THREADS": str(worker.threads)},
+                )
+            except OSError as error:
+                self._finish(id, "failed", f"its worker cannot be started: {error.strerror}; ask for the same training again")
+                return 1
         _log.info("job %s: worker %s started", id, self._process.pid)
         if self._closing:
             self._terminate(self._process)
@@ -233,11 +240,12 @@ class JobService:
         if self._closing:
             return
         images, deaths = self._deaths.get(id, (-1, 0))
-        deaths = deaths + 1 if images == status.progress.images else 1
-        self._deaths[id] = (status.progress.images, deaths)
+        kept = runs.checkpoint_images(self._folder / id)
+        deaths = deaths + 1 if images == kept else 1
+        self._deaths[id] = (kept, deaths)
         died = status.state == "running" or code not in (None, STOPPED)  # the second, before it could say anything
         if died and deaths >= MAX_DEATHS:
-            self._finish(id, "failed", f"crash loop: its worker died {deaths} times at the same place; {runs.LOG} may say why")
+            self._finish(id, "failed", f"crash loop: its worker died {deaths} times without a new checkpoint; {runs.LOG} may say why")
             return
         message = status.message or "its worker died; it goes on from its last checkpoint"
         runs.write_status(self._folder / id, status.model_copy(update={"state": "queued", "message": message}))
@@ -247,6 +255,11 @@ class JobService:
         status = runs.read_status(self._folder / id)
         update = {"state": state, "message": message, "finished_at": now()}
         runs.write_status(self._folder / id, status.model_copy(update=update))
+
+    def check_alive(self) -> None:
+        """Raise what ended the queue, if anything has: that is a bug, and whoever looks after the server must see it."""
+        if self._task is not None and self._task.done() and not self._closing:
+            self._task.result()
 
     def _terminate(self, process: asyncio.subprocess.Process) -> None:
         try:

@@ -46,7 +46,7 @@ class GenerateRequest(Body):
     version: Version | None = None
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 16
     seed: Seed | None = Field(default=None, description="Image i has seed + i; drawn, and told, when left out.")
-    latents: Numbers | None = Field(
+    latents: Annotated[Numbers, Field(max_length=MAX_IMAGES)] | None = Field(
         default=None, description="In place of a seed: one latent an image, as nested lists (num_images, *latent shape)."
     )
     labels: Labels | None = Field(

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -17,6 +16,7 @@ from app.jobs import JobService, WorkerSettings
 from app.settings import Settings, SettingsError
 from app.store import Store
 from training.files.locks import LockedError, hold, is_held
+from training.files.machine import num_cores
 
 REFRESH_SECONDS = 1.0  # a version published by another process is noticed within two
 Result = TypeVar("Result")
@@ -33,10 +33,22 @@ class Service:
     batcher: Batcher
     jobs: JobService
     pool: ThreadPoolExecutor
+    decoders: ThreadPoolExecutor
+    watcher: "asyncio.Task[None]"
 
     async def in_pool(self, work: Callable[[], Result]) -> Result:
-        """Run what would hold up the event loop: encoding, decoding, reading files."""
+        """Run what would hold up the event loop: encoding, reading files."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+
+    async def in_decoders(self, work: Callable[[], Result]) -> Result:
+        """Decode a picture of a stranger's: large ones take long, and take no thread from the answers of others."""
+        return await asyncio.get_running_loop().run_in_executor(self.decoders, work)
+
+    def check_alive(self) -> None:
+        """Raise what ended the work behind the routes, if anything has."""
+        self.jobs.check_alive()
+        if self.watcher.done():
+            self.watcher.result()
 
     @property
     def first_model(self) -> str | None:
@@ -85,7 +97,8 @@ async def running(settings: Settings) -> AsyncIterator[Service]:
         if settings.run_jobs:
             settings.jobs.mkdir(parents=True, exist_ok=True)
             stack.enter_context(hold(settings.jobs))
-        pool = stack.enter_context(ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="encode"))
+        pool = stack.enter_context(ThreadPoolExecutor(max(2, num_cores()), thread_name_prefix="encode"))
+        decoders = stack.enter_context(ThreadPoolExecutor(max(1, num_cores() // 2), thread_name_prefix="decode"))
         batcher = Batcher(num_threads=settings.engine_threads)
         stack.push_async_callback(batcher.aclose)
         store = Store(settings.models, device, batcher)
@@ -96,7 +109,7 @@ async def running(settings: Settings) -> AsyncIterator[Service]:
             stack.push_async_callback(jobs.close)
         watcher = asyncio.create_task(_watch(store))
         stack.push_async_callback(_end, watcher)
-        yield Service(settings, device, store, batcher, jobs, pool)
+        yield Service(settings, device, store, batcher, jobs, pool, decoders, watcher)
 
 
 async def _watch(store: Store) -> None:

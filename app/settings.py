@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.contract import UserError
+from training.files.machine import num_cores
 
 API_KEY, API_KEY_FILE = "GANSERVE_API_KEY", "GANSERVE_API_KEY_FILE"
 MIN_KEY_CHARACTERS = 16
@@ -43,7 +44,7 @@ class Settings:
 
     @property
     def engine_threads(self) -> int:
-        return self.threads or max(1, (os.cpu_count() or 1) // 2)
+        return self.threads or max(1, num_cores() // 2)
 
     @property
     def datasets(self) -> Path:

@@ -1,5 +1,6 @@
 """The body of /discriminate, in either of its two content types: files as multipart, or base64 in JSON."""
 
+import asyncio
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -65,7 +66,7 @@ async def read_discriminate(request: Request) -> DiscriminateBody:
         async with request.form(max_files=MAX_FILES + 1, max_fields=16) as form:  # closes the files, which may be on disk
             return await _from_form(form)
     if content_type == JSON:
-        return _from_json(await request.body())
+        return await asyncio.to_thread(_from_json, await request.body())  # megabytes of base64 would hold up the event loop
     raise UnsupportedMediaType(f"the body is {show(content_type or 'of no stated type')}; {MULTIPART} (field `files`) or {JSON} is allowed")
 
 

@@ -31,7 +31,6 @@ def list_(*, connection: Connection = Connection()) -> None:
         progress, config = job["progress"], job["config"]
         assert isinstance(progress, dict)
         name = config["name"] if isinstance(config, dict) else "(config damaged)"
-        assert isinstance(config, dict)
         print(f"{job['id']}  {job['state']:<9}  {progress['percent']:5.1f} %  {name}  {job['message']}")
 
 

@@ -3,16 +3,13 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 from pydantic import ConfigDict, Field
 
 from ganserve.places import Device, Repositories, State, Threads, settings
 from training.contract import OptimizerConfig, TrainConfig, UserError
-
-if TYPE_CHECKING:
-    import torch
 
 
 class OptimizerFlags(OptimizerConfig):
@@ -66,19 +63,15 @@ def train(
 ) -> int:
     """Train a model, and publish it into the first repository as its next version."""
     found = settings(models, state, device, threads)
-    import torch
-
     from ganserve.progress import telling
     from training.files import runs
-    from training.worker import STOPPED, Places, work
+    from training.worker import STOPPED, Places, pick_device, work
 
-    on = _pick_device(found.device)
+    on = pick_device(found.device)
     folder = _prepare(flags, resume, run_dir, found.datasets, found.state / "runs", found.models)
     print(f"run directory: {folder}", file=sys.stderr)
-    if found.threads is not None:
-        torch.set_num_threads(found.threads)
     with telling() as listener:
-        code = work(folder, Places(found.datasets, found.models), on, listener)
+        code = work(folder, Places(found.datasets, found.models), on, listener, found.threads)
     status = runs.read_status(folder)
     if code == STOPPED:
         print(f"{status.message}: ganserve train --resume {folder}", file=sys.stderr)
@@ -87,19 +80,6 @@ def train(
         raise UserError(f"{status.message} (the whole log: {folder / runs.LOG})")
     print(status.message)
     return 0
-
-
-def _pick_device(text: str) -> "torch.device":
-    import torch
-
-    from training.worker import pick_device
-
-    try:
-        device = pick_device(text)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {text!r} is not to be had here: {str(error).splitlines()[0]}; auto and cpu are") from error
-    return device
 
 
 def _prepare(
@@ -117,9 +97,10 @@ def _prepare(
     from training.catalog import resolve
 
     config = resolve(flags.config(), datasets, models)
-    folder = run_dir or runs_folder / f"{config.model_name}-{runs.new_id()}"
+    id = runs.new_id()
+    folder = run_dir or runs_folder / f"{config.model_name}-{id}"
     try:
-        runs.create(folder, config)
+        runs.create(folder, config, id)
     except OSError as error:
         if folder.is_dir():
             raise UserError(f"{folder} is there already: choose another --run-dir, or go on with it by --resume {folder}") from error

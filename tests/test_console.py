@@ -337,7 +337,7 @@ def test_jobs_are_listed_shown_and_cancelled_where_no_server_runs(console: Conso
     config = TrainConfig(name="waiting")
     ids = [runs.new_id() for _ in range(120)]
     for id in ids:
-        runs.create(tmp_path / "state" / "jobs" / id, config)
+        runs.create(tmp_path / "state" / "jobs" / id, config, id)
     lines = console.done("jobs", "list").splitlines()
     assert [line.split()[0] for line in lines] == sorted(ids, reverse=True), "all of them, over pages"
     assert re.fullmatch(r"\S+  queued       0.0 %  waiting  ", lines[0])

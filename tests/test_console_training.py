@@ -89,7 +89,7 @@ def test_resume_goes_on_to_the_end_with_lines_where_there_is_no_terminal(interru
 
 def test_a_damaged_run_is_refused(console: Console, tmp_path: Path) -> None:
     for name in (runs.CONFIG, runs.STATUS):
-        runs.create(tmp_path / name, TrainConfig())
+        runs.create(tmp_path / name, TrainConfig(), runs.new_id())
         (tmp_path / name / name).write_bytes(b"{")
         assert "is damaged: its config.json or status.json cannot be read" in console.refused("train", "--resume", tmp_path / name)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from training.contract import Document, FileSpec
+from training.contract import Document, FileSpec, UserError
 from training.files.directories import STAGING, DamagedFileError, commit, describe, staging, verify, write_atomically
 
 KEPT = 2
@@ -35,22 +35,35 @@ def save(folder: Path, images: int, state: dict[str, Any]) -> None:
         _drop(old)
 
 
+class LostCheckpointsError(UserError):
+    """There were checkpoints, and every one is damaged."""
+
+
 def load_newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """The state of the newest checkpoint that is whole, or None where there is none; a damaged one is named in the log and removed.
+    """The state of the newest checkpoint that is whole, or None where there never was one; a damaged one is named in the log and removed.
 
     Only the run's one worker may call it: what lies half written in the folder is taken for a dead process's, and removed.
+
+    Raises:
+        LostCheckpointsError: there were some, and all are damaged; to begin again in silence would lose more than it saves.
+        OSError: a file cannot be read just now, which is no damage.
     """
     shutil.rmtree(folder / STAGING, ignore_errors=True)
-    for path in _newest_first(folder):
+    found = _newest_first(folder)
+    for path in found:
         try:
             card = CheckpointCard.model_validate_json((path / "checkpoint.json").read_bytes())
             state: dict[str, Any] = torch.load(verify(path, card.state), map_location=device, weights_only=True)
-        except (DamagedFileError, OSError, ValueError) as error:
+        except (DamagedFileError, FileNotFoundError, ValueError) as error:
             _log.warning("checkpoint %s is damaged and left out: %s", path.name, error)
             _drop(path)
             continue
         _log.info("going on from the checkpoint at %s images", f"{card.images:,}")
         return state
+    if found:
+        raise LostCheckpointsError(
+            f"all {len(found)} checkpoints are damaged (the log says how) and removed; started again, it begins anew"
+        )
     return None
 
 

@@ -84,12 +84,12 @@ class FileSpec(Document):
 
 
 class Probe(Document):
-    """Known values of a module: `probe_inputs(spec, num_rows, seed)` gives every 1/n-th value of the flattened output as `expected`."""
+    """Known values of a module: for `probe_inputs(spec, num_rows, seed)`, the flattened output by `probe_step` is `expected`."""
 
     seed: Seed
     num_rows: int
     expected: tuple[float, ...]
-    tolerance: float  # absolute; another processor's kernels differ in the last bits
+    tolerance: float  # relative above 1, absolute below; another processor's kernels differ in the last bits
 
 
 class ModuleSpec(Document):
@@ -99,6 +99,14 @@ class ModuleSpec(Document):
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
     probe: Probe
+
+
+PROBE_VALUES = 64
+
+
+def probe_step(num_values: int) -> int:
+    """Of a flattened output, every so many-th value is kept as a probe's `expected`, 64 at most."""
+    return max(1, num_values // PROBE_VALUES)
 
 
 def probe_inputs(spec: TensorSpec, num_rows: int, seed: int) -> list[float]:
@@ -223,6 +231,7 @@ class JobStatus(Document):
     state: JobState
     progress: Progress
     attempts: int = 0
+    num_threads: int | None = None  # of the trainer; chosen at its first start and kept, since another number means other last bits
     message: str = ""
     model: Name | None = None
     version: int | None = None

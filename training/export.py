@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from training.contract import (
+    PROBE_VALUES,
     DatasetCard,
     Manifest,
     ModuleSpec,
@@ -24,6 +25,7 @@ from training.contract import (
     UserError,
     now,
     probe_inputs,
+    probe_step,
 )
 from training.files import versions
 from training.files.directories import describe, staging, verify
@@ -35,7 +37,6 @@ warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", ca
 CHECKED_ROWS = 8
 TOLERANCE = 1e-5  # between scripted and eager, and between a row's batch-mates: kernels may differ in the last bits
 PROBE_TOLERANCE = 1e-3  # at loading: another processor, or a GPU with reduced precision
-PROBE_VALUES = 64
 NUM_QUANTILES = 101
 MAX_SCORED = 2000  # images of each kind behind the score reference
 NUM_SAMPLES = 64
@@ -156,8 +157,8 @@ def without_debug_files(archive: io.BytesIO) -> bytes:
 def make_probe(scripted: torch.jit.ScriptModule, inputs: Sequence[TensorSpec], num_rows: int = CHECKED_ROWS, seed: int = 0) -> Probe:
     with torch.inference_mode():
         values = scripted(**example_inputs(inputs, num_rows, seed)).flatten()
-    stride = max(1, values.numel() // PROBE_VALUES)
-    return Probe(seed=seed, num_rows=num_rows, expected=tuple(values[::stride][:PROBE_VALUES].tolist()), tolerance=PROBE_TOLERANCE)
+    expected = values[:: probe_step(values.numel())][:PROBE_VALUES]
+    return Probe(seed=seed, num_rows=num_rows, expected=tuple(expected.tolist()), tolerance=PROBE_TOLERANCE)
 
 
 def score_reference(generator: Player, discriminator: Player, held_out: Tensor) -> ScoreReference:

@@ -156,17 +156,30 @@ class Training:
         return self.images // every > before // every
 
     def _measure(self) -> Metrics:
-        names = [name if len(self.matches) == 1 else f"{key}/{name}" for key in self.matches for name in _TERMS]
-        values = torch.stack(self._window).double().cpu()
+        names, values = self._term_names(), self._finite_window()
         images_before, seconds_before = self._window_start
-        bad = (~values.isfinite()).nonzero()
-        if len(bad):
-            step = images_before // (self._config.batch_size * self._config.critic_steps * len(self.matches)) + int(bad[0, 0]) + 1
-            raise NotFiniteError(f"{names[int(bad[0, 1])]} is not finite at step {step:,}; try a smaller learning_rate")
         self._window, self._window_start = [], (self.images, self.seconds)
         rate = (self.images - images_before) / max(self.seconds - seconds_before, 1e-9)
         means = dict(zip(names, values.mean(dim=0).tolist(), strict=True))
         return Metrics(images=self.images, seconds=self.seconds, images_per_second=rate, losses=means)
+
+    def check_finite(self) -> None:
+        """Raise NotFiniteError for a loss that no line of metrics has told of yet; a state that is kept must be sound."""
+        if self._window:
+            self._finite_window()
+
+    def _finite_window(self) -> Tensor:
+        """(steps, terms) since the last line of metrics, on the CPU."""
+        values = torch.stack(self._window).double().cpu()
+        bad = (~values.isfinite()).nonzero()
+        if len(bad):
+            images_a_step = self._config.batch_size * self._config.critic_steps * len(self.matches)
+            step = self._window_start[0] // images_a_step + int(bad[0, 0]) + 1
+            raise NotFiniteError(f"{self._term_names()[int(bad[0, 1])]} is not finite at step {step:,}; try a smaller learning_rate")
+        return values
+
+    def _term_names(self) -> list[str]:
+        return [name if len(self.matches) == 1 else f"{key}/{name}" for key in self.matches for name in _TERMS]
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -17,7 +17,7 @@ from types import FrameType
 import torch
 
 from training import catalog, checkpoint
-from training.contract import JobStatus, Manifest, Metrics, TrainConfig, UserError, now
+from training.contract import JobState, JobStatus, Manifest, Metrics, TrainConfig, UserError, now
 from training.data import Batches, Split, evenly, split, to_images
 from training.datasets import Dataset, load
 from training.export import (
@@ -83,29 +83,36 @@ class _Run:
         update = {"images": images, "images_per_second": round(images_per_second, 1), "seconds_left": round(left, 1)}
         self.say(progress=self.status.progress.model_copy(update=update))
         self.listener.progressed(self.status)
-        if self.stop_asked:
+        if self.stop_asked or runs.is_stop_asked(self.folder):
             raise _Stop
         if runs.is_cancel_asked(self.folder):
             raise _Cancelled
 
     def measured(self, metrics: Metrics) -> None:
         runs.append_metrics(self.folder, metrics)
-        rounded = {name: round(value, 4) for name, value in metrics.losses.items()}
-        self.status = self.status.model_copy(update={"progress": self.status.progress.model_copy(update={"losses": rounded})})
+        progress = self.status.progress.model_copy(update={"losses": _rounded(metrics.losses)})
+        self.status = self.status.model_copy(update={"progress": progress})
 
     def sample(self, images: int) -> None:
         save_grid(runs.sample_path(self.folder, images), sample(self.players["generator"], FIXED_SEEDS))
 
     def checkpoint(self, images: int) -> None:
+        self.training.check_finite()
         checkpoint.save(self.folder / runs.CHECKPOINTS, images, self.training.state_dict())
 
     def say(self, **changes: object) -> None:
         self.status = self.status.model_copy(update=changes)
         runs.write_status(self.folder, self.status)
 
+    def end(self, state: JobState, message: str, **changes: object) -> None:
+        self.say(state=state, message=message, finished_at=now(), **changes)
 
-def work(folder: Path, places: Places, device: torch.device, listener: Listener | None = None) -> int:
+
+def work(folder: Path, places: Places, device: torch.device, listener: Listener | None = None, num_threads: int | None = None) -> int:
     """Run a run directory to its end, from its newest checkpoint where there is one.
+
+    Args:
+        num_threads: intra-op threads, torch's own choice when None; a run that has begun keeps what it began with.
 
     Returns:
         The exit code of the module's head. What went wrong is in the status, and its traceback in the log.
@@ -114,14 +121,19 @@ def work(folder: Path, places: Places, device: torch.device, listener: Listener 
         LockedError: another process works in the directory.
     """
     with hold(folder), _logging_to(folder / runs.LOG):
-        status = runs.read_status(folder).model_copy(update={"state": "running", "message": "", "started_at": now()})
-        status = status.model_copy(update={"attempts": status.attempts + 1})
+        status = runs.read_status(folder)
+        begin = {"state": "running", "message": "", "attempts": status.attempts + 1, "started_at": now(), "finished_at": None}
+        status = status.model_copy(update=begin | {"num_threads": status.num_threads or num_threads or torch.get_num_threads()})
+        assert status.num_threads is not None
+        torch.set_num_threads(status.num_threads)
         runs.write_status(folder, status)
+        (folder / runs.STOP).unlink(missing_ok=True)
         try:
             return _work(folder, places, device, status, listener or Listener())
         except Exception as error:
             _log.exception("the run failed")
-            _finish(folder, "failed", _sentence(error))
+            ended = {"state": "failed", "message": _sentence(error), "finished_at": now()}
+            runs.write_status(folder, runs.read_status(folder).model_copy(update=ended))
             return 1
 
 
@@ -129,7 +141,8 @@ def _work(folder: Path, places: Places, device: torch.device, status: JobStatus,
     torch.set_flush_denormal(True)
     config = runs.read_config(folder)
     if runs.is_cancel_asked(folder):
-        _finish(folder, "cancelled", "cancelled before it started")
+        ended = {"state": "cancelled", "message": "cancelled before it started", "finished_at": now()}
+        runs.write_status(folder, status.model_copy(update=ended))
         return 0
     dataset = load(config.dataset, places.datasets)
     parts = split(dataset, config.num_held_out(dataset.card.num_images))
@@ -142,7 +155,7 @@ def _work(folder: Path, places: Places, device: torch.device, status: JobStatus,
             run.checkpoint(run.training.images)
             seen = f"{run.training.images:,} of {config.total_images:,} images"
             if isinstance(end, _Cancelled):
-                _finish(folder, "cancelled", f"cancelled after {seen}; the last checkpoint is kept")
+                run.end("cancelled", f"cancelled after {seen}; the last checkpoint is kept")
                 return 0
             run.say(state="queued", message=f"stopped after {seen}; it goes on from there")
             return STOPPED
@@ -150,7 +163,9 @@ def _work(folder: Path, places: Places, device: torch.device, status: JobStatus,
     run.sample(run.training.images)
     manifest = _publish(run, dataset, parts, places)
     _log.info("published %s version %s", manifest.name, manifest.version)
-    _finish(folder, "succeeded", f"published as {manifest.name} version {manifest.version}", manifest)
+    done = run.status.progress.model_copy(update={"images": run.training.images, "seconds_left": 0.0})
+    message = f"published as {manifest.name} version {manifest.version}"
+    run.end("succeeded", message, progress=done, model=manifest.name, version=manifest.version)
     return 0
 
 
@@ -181,6 +196,8 @@ def _prepare(
     if state is not None:
         training.load_state_dict(state)
     runs.truncate_metrics(folder, training.images)
+    if (last := runs.last_metrics(folder)) is not None:
+        status = status.model_copy(update={"progress": status.progress.model_copy(update={"losses": _rounded(last.losses)})})
     averaged = {key: match.averaged_game for key, match in matches.items()}
     run = _Run(folder, config, training, status, listener, architecture.players(averaged, data=spec, score=loss.score))
     _log.info(
@@ -221,14 +238,8 @@ def _publish(run: _Run, dataset: Dataset, parts: Split, places: Places) -> Manif
     return publish(run.players, provenance, held_out, places.repositories)
 
 
-def _finish(folder: Path, state: str, message: str, manifest: Manifest | None = None) -> None:
-    changes: dict[str, object] = {"state": state, "message": message, "finished_at": now()}
-    status = runs.read_status(folder)
-    if manifest is not None:
-        changes |= {"model": manifest.name, "version": manifest.version}
-        done = {"images": status.progress.total_images, "seconds_left": 0.0}
-        changes["progress"] = status.progress.model_copy(update=done)
-    runs.write_status(folder, status.model_copy(update=changes))
+def _rounded(losses: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in losses.items()}
 
 
 def _sentence(error: Exception) -> str:
@@ -266,10 +277,19 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 def pick_device(text: str) -> torch.device:
-    """`auto` is the first GPU, or else the CPU."""
+    """`auto` is the first GPU, or else the CPU.
+
+    Raises:
+        UserError: no such device here.
+    """
     if text == "auto":
         text = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(text)
+    try:
+        device = torch.device(text)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {text!r} is not to be had here: {str(error).splitlines()[0]}; auto and cpu are") from error
+    return device
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -282,9 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--nice", type=int, default=0, help="added to the process's niceness")
     given = parser.parse_args(arguments)
     os.nice(given.nice)
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    return work(given.folder, Places(given.datasets, tuple(given.repository)), pick_device(given.device))
+    places = Places(given.datasets, tuple(given.repository))
+    return work(given.folder, places, pick_device(given.device), num_threads=given.threads)
 
 
 if __name__ == "__main__":

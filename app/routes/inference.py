@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 
 from app import forms, inference
+from app.clients import while_connected
 from app.negotiation import choose
 from app.schemas import MAX_LATENT_BYTES, MAX_UPLOAD_BYTES, GenerateRequest, InterpolateRequest, Scores
 from app.service import ServiceOf
@@ -25,14 +26,14 @@ def _pictures(*media_types: str) -> dict[int | str, dict[str, Any]]:
 @router.post(
     "/generate", response_class=Response, responses=_pictures(*forms.STILLS), max_body_size=MAX_LATENT_BYTES, summary="Sample images"
 )
-async def generate(body: GenerateRequest, service: ServiceOf, accept: Accept = None) -> Response:
+async def generate(body: GenerateRequest, request: Request, service: ServiceOf, accept: Accept = None) -> Response:
     """A grid as PNG, JPEG or WebP; single images as a ZIP of PNGs, as a NumPy array (N, H, W, C) of uint8, or as JSON (base64 and seeds).
 
     `X-Model`, `X-Version` and `X-Seed` (of the first image) tell what made it; a PNG carries them as text too.
     """
     form = choose(accept, forms.STILLS)
     forms.refuse_without_effect(form, {"columns": body.columns, "return_latents": body.return_latents or None})
-    made = await inference.generate(service, body)
+    made = await while_connected(request, inference.generate(service, body))
     content = await service.in_pool(lambda: forms.still(form, made, body.columns))
     return Response(content, media_type=form, headers=made.headers)
 
@@ -44,20 +45,20 @@ async def generate(body: GenerateRequest, service: ServiceOf, accept: Accept = N
     max_body_size=MAX_LATENT_BYTES,
     summary="Walk between latents",
 )
-async def interpolate(body: InterpolateRequest, service: ServiceOf, accept: Accept = None) -> Response:
+async def interpolate(body: InterpolateRequest, request: Request, service: ServiceOf, accept: Accept = None) -> Response:
     """A strip, a grid (`columns`) or an animation (GIF, WebP). The frames at the anchors equal the anchors' own images exactly."""
     layout = forms.choose_layout(body, accept)
-    made = await inference.interpolate(service, body)
+    made = await while_connected(request, inference.interpolate(service, body))
     content = await service.in_pool(lambda: forms.laid_out(layout, made))
     return Response(content, media_type=layout.form, headers=made.headers)
 
 
 @router.post("/discriminate", openapi_extra=REQUEST_BODY, max_body_size=MAX_UPLOAD_BYTES, summary="Score pictures")
-async def discriminate(body: Annotated[DiscriminateBody, Depends(read_discriminate)], service: ServiceOf) -> Scores:
+async def discriminate(body: Annotated[DiscriminateBody, Depends(read_discriminate)], request: Request, service: ServiceOf) -> Scores:
     """Each file's score, the probability of being real where the score is a logit, and where the score lies among held-out real images
     and among generated ones.
 
     Files of any colour mode, size and orientation: turned upright by EXIF, brought to 8 bits, laid over white where transparent, made
     grey or RGB as the model is, cropped at the centre to its proportions, resized with an antialiasing filter.
     """
-    return await inference.discriminate(service, body.model, body.version, body.uploads)
+    return await while_connected(request, inference.discriminate(service, body.model, body.version, body.uploads))

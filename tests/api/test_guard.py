@@ -73,7 +73,7 @@ def test_a_host_of_loopback_is_answered(open_api: Api, host: str) -> None:
         ("localhost:port",),
         ("127.0.0.1.evil.example",),
         ("127.0.0.2",),
-        ("0.0.0.0",),  # noqa: S104
+        ("0.0.0.0",),
         ("::1",),
         ("[::1",),
         ("localhost.",),

@@ -26,7 +26,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
         ("DEVICE", "cuda:1", "device", "cuda:1"),
         ("THREADS", "1", "threads", 1),
         ("THREADS", "1024", "threads", 1024),
-        ("HOST", "0.0.0.0", "host", "0.0.0.0"),  # noqa: S104
+        ("HOST", "0.0.0.0", "host", "0.0.0.0"),
         ("PORT", "1", "port", 1),
         ("PORT", "65535", "port", 65535),
         ("PORT", "0", "port", 0),
@@ -109,7 +109,7 @@ def test_a_key_and_a_key_file_together_are_refused(tmp_path: Path) -> None:
         ("::1", True),
         ("[::1]", True),
         ("localhost", True),
-        ("0.0.0.0", False),  # noqa: S104
+        ("0.0.0.0", False),
         ("::", False),
         ("[::]", False),
         ("192.168.1.1", False),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from training import checkpoint
-from training.checkpoint import CheckpointCard
+from training.checkpoint import CheckpointCard, LostCheckpointsError
 from training.files.directories import STAGING, verify
 
 CPU = torch.device("cpu")
@@ -164,11 +164,25 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_is_named(
     assert loaded(folder) == 20, "the run gets there again, and its number is free"
 
 
-def test_where_all_are_damaged_there_is_no_state(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_where_all_are_damaged_nothing_begins_anew_in_silence(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     flip(0.5)(folder / NEWEST)
     empty(folder / BEFORE)
-    assert loaded(folder) is None
+    with pytest.raises(LostCheckpointsError, match="all 2 checkpoints are damaged"):
+        loaded(folder)
     assert len(caplog.records) == 2
+    assert loaded(folder) is None
+
+
+def test_a_checkpoint_that_cannot_be_read_just_now_is_kept(folder: Path) -> None:
+    card = folder / NEWEST / "checkpoint.json"
+    whole = card.read_bytes()
+    card.unlink()
+    card.mkdir()  # reading it is an error of the system's, and no sign of damage
+    with pytest.raises(IsADirectoryError):
+        loaded(folder)
+    card.rmdir()
+    card.write_bytes(whole)
+    assert loaded(folder) == 20
 
 
 def test_a_foreign_file_is_no_checkpoint(folder: Path) -> None:

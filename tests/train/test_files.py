@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from training.contract import FileSpec, JobStatus, Metrics, TrainConfig
+from training.contract import FileSpec, Metrics, TrainConfig
 from training.files import runs, versions
 from training.files.directories import STAGING, DamagedFileError, commit, describe, sha256_of, staging, verify, write_atomically
 from training.files.locks import LockedError, hold, is_held
@@ -201,7 +201,7 @@ def line(images: int) -> Metrics:
 
 def test_a_new_run_is_queued_and_whole(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "first"
-    status = runs.create(folder, CONFIG)
+    status = runs.create(folder, CONFIG, "20261122-104500-9f3c2a7b41d0")
     assert names(folder) == ["checkpoints", "config.json", "log.txt", "metrics.jsonl", "samples", "status.json"]
     assert (status.state, status.attempts, status.progress.images, status.progress.total_images) == ("queued", 0, 0, 1000)
     assert runs.read_status(folder) == status
@@ -210,9 +210,9 @@ def test_a_new_run_is_queued_and_whole(tmp_path: Path) -> None:
 
 
 def test_a_run_directory_is_not_made_twice(tmp_path: Path) -> None:
-    first = runs.create(tmp_path / "run", CONFIG)
+    first = runs.create(tmp_path / "run", CONFIG, "20261122-104500-9f3c2a7b41d0")
     with pytest.raises(FileExistsError):
-        runs.create(tmp_path / "run", CONFIG.model_copy(update={"seed": 1}))
+        runs.create(tmp_path / "run", CONFIG.model_copy(update={"seed": 1}), "20261122-104500-9f3c2a7b41d0")
     assert runs.read_status(tmp_path / "run") == first
 
 
@@ -225,7 +225,7 @@ def test_ids_are_sorted_by_time_and_not_to_be_guessed() -> None:
 
 
 def test_a_status_is_replaced_whole(tmp_path: Path) -> None:
-    status = runs.create(tmp_path / "run", CONFIG)
+    status = runs.create(tmp_path / "run", CONFIG, "20261122-104500-9f3c2a7b41d0")
     changed = status.model_copy(update={"state": "running", "attempts": 1})
     runs.write_status(tmp_path / "run", changed)
     assert runs.read_status(tmp_path / "run") == changed
@@ -235,7 +235,7 @@ def test_a_status_is_replaced_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", ["", '{"images": 3'], ids=["whole", "cut by a crash"])
 def test_metrics_past_a_checkpoint_are_dropped(cut: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    runs.create(folder, CONFIG)
+    runs.create(folder, CONFIG, "20261122-104500-9f3c2a7b41d0")
     for images in (100, 200, 300):
         runs.append_metrics(folder, line(images))
     with (folder / runs.METRICS).open("a") as file:
@@ -250,7 +250,7 @@ def test_metrics_past_a_checkpoint_are_dropped(cut: str, tmp_path: Path) -> None
 
 
 def test_a_wish_to_cancel_outlives_whoever_made_it(tmp_path: Path) -> None:
-    runs.create(tmp_path / "run", CONFIG)
+    runs.create(tmp_path / "run", CONFIG, "20261122-104500-9f3c2a7b41d0")
     runs.ask_to_cancel(tmp_path / "run")
     runs.ask_to_cancel(tmp_path / "run")
     assert runs.is_cancel_asked(tmp_path / "run")
@@ -262,15 +262,21 @@ def test_samples_are_sorted_by_images(tmp_path: Path) -> None:
     assert paths[0] == tmp_path / "samples" / "000000000005.png"
 
 
-@pytest.mark.parametrize(
-    ("state", "interrupted"), [("queued", False), ("running", True), ("succeeded", False), ("failed", False), ("cancelled", False)]
-)
-def test_only_a_run_at_work_without_a_worker_is_interrupted(state: str, interrupted: bool, tmp_path: Path) -> None:
+def test_a_wish_to_stop_is_seen_by_whoever_works_there(tmp_path: Path) -> None:
+    runs.create(tmp_path / "run", CONFIG, "20261122-104500-9f3c2a7b41d0")
+    assert not runs.is_stop_asked(tmp_path / "run")
+    runs.ask_to_stop(tmp_path / "run")
+    assert runs.is_stop_asked(tmp_path / "run")
+
+
+def test_the_newest_line_of_metrics_and_the_newest_checkpoint_are_found(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    status = JobStatus.model_validate(runs.create(folder, CONFIG).model_dump() | {"state": state})
-    assert runs.is_interrupted(folder, status) is interrupted
-    with hold(folder):
-        assert not runs.is_interrupted(folder, status)
+    runs.create(folder, CONFIG, "20261122-104500-9f3c2a7b41d0")
+    assert (runs.last_metrics(folder), runs.checkpoint_images(folder)) == (None, 0)
+    for images in (100, 200):
+        runs.append_metrics(folder, line(images))
+        (folder / runs.CHECKPOINTS / f"{images:012d}").mkdir()
+    assert (runs.last_metrics(folder), runs.checkpoint_images(folder)) == (line(200), 200)
 
 
 # --- versions -----------------------------------------------------------------------------------------------------------------

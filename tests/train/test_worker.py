@@ -46,7 +46,7 @@ class Bench:
         return self.places.repositories[0]
 
     def create(self, name: str, config: TrainConfig) -> Path:
-        runs.create(self.folder / name, config)
+        runs.create(self.folder / name, config, runs.new_id())
         return self.folder / name
 
     def start(self, run: Path) -> "subprocess.Popen[str]":
@@ -149,7 +149,7 @@ def test_a_worker_stopped_and_killed_ends_with_the_bits_of_one_left_alone(bench:
     ended(killed)
     status = runs.read_status(disturbed)
     assert (status.state, status.attempts) == ("running", 2)
-    assert runs.is_interrupted(disturbed, status)
+    assert not is_held(disturbed)
 
     assert ended(bench.start(disturbed)) == (0, "")
     assert ended(undisturbed) == (0, "")

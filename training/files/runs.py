@@ -8,6 +8,7 @@
     log.txt        what the worker said
     lock           held by the worker as long as it lives
     cancel         there once someone has asked the run to end
+    stop           there once someone has asked it to pause; its next start takes it away
 
 The directory is the truth: whoever finds it knows all there is to know of the run.
 """
@@ -16,11 +17,11 @@ import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 
-from training.contract import FINISHED, JobStatus, Metrics, Progress, TrainConfig, now
+from training.contract import JobStatus, Metrics, Progress, TrainConfig, now
 from training.files.directories import commit, staging, write_atomically
-from training.files.locks import is_held
 
-CONFIG, STATUS, METRICS, LOG, CANCEL = "config.json", "status.json", "metrics.jsonl", "log.txt", "cancel"
+CONFIG, STATUS, METRICS, LOG = "config.json", "status.json", "metrics.jsonl", "log.txt"
+CANCEL, STOP = "cancel", "stop"
 CHECKPOINTS, SAMPLES = "checkpoints", "samples"
 
 
@@ -29,17 +30,18 @@ def new_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(6)}"
 
 
-def create(folder: Path, config: TrainConfig) -> JobStatus:
+def create(folder: Path, config: TrainConfig, id: str) -> JobStatus:
     """Make a run directory, durable and whole before it is seen; its state is queued.
 
     Args:
         config: resolved.
+        id: a new one; the version that the run publishes will name it.
 
     Raises:
         FileExistsError: the directory is there already.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    status = JobStatus(id=new_id(), state="queued", progress=Progress(total_images=config.total_images), created_at=now())
+    status = JobStatus(id=id, state="queued", progress=Progress(total_images=config.total_images), created_at=now())
     with staging(folder.parent) as staged:
         write_atomically(staged / CONFIG, config.model_dump_json(indent=2).encode())
         write_atomically(staged / STATUS, status.model_dump_json(indent=2).encode())
@@ -92,6 +94,21 @@ def is_cancel_asked(folder: Path) -> bool:
     return (folder / CANCEL).exists()
 
 
-def is_interrupted(folder: Path, status: JobStatus) -> bool:
-    """Whether the run was at work and its worker is gone."""
-    return status.state not in FINISHED and status.state != "queued" and not is_held(folder)
+def ask_to_stop(folder: Path) -> None:
+    """Ask a worker, whoever started it, to end with a checkpoint; the run goes on another time."""
+    (folder / STOP).touch()
+
+
+def is_stop_asked(folder: Path) -> bool:
+    return (folder / STOP).exists()
+
+
+def last_metrics(folder: Path) -> Metrics | None:
+    """The newest whole line of metrics."""
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
+    return Metrics.model_validate_json(lines[-1]) if lines else None
+
+
+def checkpoint_images(folder: Path) -> int:
+    """Images at the newest checkpoint: what no death can take back; 0 where there is none."""
+    return max((int(path.name) for path in (folder / CHECKPOINTS).glob("*") if path.name.isdecimal()), default=0)

@@ -1,0 +1,67 @@
+"""What is left behind by a client that closes its connection."""
+
+import asyncio
+import socket
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import Request
+
+from app.clients import while_connected
+from app.errors import ClientLeft
+
+
+def request_that(*messages: dict[str, Any]) -> Request:
+    """A request whose connection brings these messages, and then nothing."""
+    coming = list(messages)
+
+    async def receive() -> dict[str, Any]:
+        if not coming:
+            await asyncio.Event().wait()
+        return coming.pop(0)
+
+    return Request({"type": "http", "method": "POST", "headers": []}, receive)
+
+
+def test_a_client_that_stays_gets_the_result() -> None:
+    async def work() -> int:
+        await asyncio.sleep(0)
+        return 7
+
+    assert asyncio.run(while_connected(request_that(), work())) == 7
+
+
+def test_what_the_work_raises_is_raised() -> None:
+    async def work() -> int:
+        raise LookupError("nothing there")
+
+    with pytest.raises(LookupError, match="nothing there"):
+        asyncio.run(while_connected(request_that({"type": "http.disconnect"}), work()))
+
+
+def test_a_client_that_leaves_cancels_its_work() -> None:
+    ended: list[str] = []
+
+    async def work() -> int:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+        return 7
+
+    with pytest.raises(ClientLeft):
+        asyncio.run(while_connected(request_that({"type": "http.request", "body": b""}, {"type": "http.disconnect"}), work()))
+    assert ended == ["cancelled"]
+
+
+def test_a_real_server_goes_on_after_clients_that_hang_up(server: str) -> None:
+    host, port = server.removeprefix("http://").split(":")
+    body = b'{"model": "digits", "num_images": 256, "seed": 1}'
+    head = f"POST /generate HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    for _ in range(20):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head.encode() + body)
+    assert httpx.post(f"{server}/generate", json={"model": "digits"}, timeout=60).status_code == 200
+    assert httpx.get(f"{server}/healthz").status_code == 200

@@ -1,0 +1,11 @@
+"""What this machine lends to this process."""
+
+import os
+
+
+def num_cores() -> int:
+    """Cores that this process may use: fewer than the machine has where it was pinned."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
