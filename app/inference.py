@@ -17,7 +17,7 @@ from app import latents, pixels, signature
 from app.engine import Engine
 from app.errors import FieldError, ImageInvalid, ImageTooLarge, Invalid, Problem
 from app.forms import Made
-from app.schemas import Anchor, GenerateRequest, InterpolateRequest, Score, Scores
+from app.schemas import DEFAULT_IMAGES, Anchor, GenerateRequest, InterpolateRequest, Score, Scores
 from app.service import Service
 from app.signature import Encoded, Fields
 from training.contract import ModuleSpec, ScoreReference, TensorSpec
@@ -33,8 +33,9 @@ async def generate(service: Service, body: GenerateRequest) -> Made:
         Overloaded: the queue is full.
     """
     engine = await service.store.engine(body.model, body.version)
+    count = body.num_images or len(body.latents or range(DEFAULT_IMAGES))
     fields = Fields(seed=body.seed, latents=body.latents, truncation=body.truncation, labels=body.labels)
-    encoded = await service.in_pool(lambda: signature.encode(engine.manifest.generator.inputs, fields, body.num_images))
+    encoded = await service.in_pool(lambda: signature.encode(engine.manifest.generator.inputs, fields, count))
     return await _make(service, engine, encoded, body, return_latents=body.return_latents)
 
 

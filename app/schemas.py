@@ -9,6 +9,7 @@ from training.contract import DatasetCard, JobState, Manifest, Seed, TensorSpec,
 MAX_JSON_BYTES = 2**20
 MAX_LATENT_BYTES = 16 * 2**20  # where a body may hold latents
 MAX_UPLOAD_BYTES = 64 * 2**20
+DEFAULT_IMAGES = 16
 MAX_IMAGES = 256
 MAX_ANCHORS = 16
 MAX_FRAMES = 256
@@ -44,7 +45,9 @@ class GenerateRequest(Body):
 
     model: ModelName
     version: Version | None = None
-    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 16
+    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = Field(
+        default=None, description="16 when left out, or as many as there are latents."
+    )
     seed: Seed | None = Field(default=None, description="Image i has seed + i; drawn, and told, when left out.")
     latents: Annotated[Numbers, Field(max_length=MAX_IMAGES)] | None = Field(
         default=None, description="In place of a seed: one latent an image, as nested lists (num_images, *latent shape)."

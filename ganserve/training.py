@@ -68,6 +68,10 @@ def train(
     from training.worker import STOPPED, Places, pick_device, work
 
     on = pick_device(found.device)
+    try:
+        found.models[0].mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # better now than after the training
+        raise UserError(f"--models {found.models[0]} cannot be published into: {error.strerror}") from error
     folder = _prepare(flags, resume, run_dir, found.datasets, found.state / "runs", found.models)
     print(f"run directory: {folder}", file=sys.stderr)
     with telling() as listener:

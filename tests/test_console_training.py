@@ -95,8 +95,15 @@ def test_a_damaged_run_is_refused(console: Console, tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_says_why_and_where_its_log_is(console: Console, tmp_path: Path) -> None:
-    (tmp_path / "models").write_text("a file where the repository should be")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mlp-fashion-mnist-10k").write_text("a file where the model's folder should be")
     said = console("train", *TINY, "--total-images", "640", "--run-dir", "run", "--device", "cpu")
     assert said.code == 1
     assert re.fullmatch(r"run directory: run\n(.*%.*\n)*ganserve: .*\(the whole log: run/log.txt\)\n", said.err), said.err
     assert runs.read_status(Path("run")).state == "failed"
+
+
+def test_a_repository_that_cannot_be_published_into_is_told_before_the_training(console: Console, tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("a file where the repository should be")
+    assert console.refused("train", *TINY, "--run-dir", "run") == "--models models cannot be published into: File exists"
+    assert not (tmp_path / "run").exists()

@@ -16,6 +16,9 @@ import pytest
 from PIL import Image
 from servers import ROOT, Server
 
+from training.files import runs
+from training.files.locks import is_held
+
 TINY = {"name": "tiny", "architecture": "mlp", "options": {"generator_widths": [32], "discriminator_widths": [16]}, "total_images": 6400}
 JOB_SECONDS = 120
 Start = Callable[..., Server]
@@ -133,6 +136,24 @@ def test_a_stopped_server_asks_its_worker_for_a_checkpoint_and_goes_on_from_ther
         assert wait_for_job(client, location, is_finished)["state"] == "succeeded"
     log = next((tmp_path / "state" / "jobs").glob("2*/log.txt")).read_text()
     assert f"going on from the checkpoint at {checkpoints[0]:,} images" in log
+
+
+def test_a_worker_that_outlived_its_server_is_adopted_and_stopped_with_the_next_one(start: Start, tmp_path: Path) -> None:
+    server = start(models=[tmp_path / "models"])
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        location = client.post("/train", json=TINY | {"total_images": 10**9}).headers["location"]
+        wait_for_job(client, location, lambda job: job["progress"]["images"] > 0)
+    server.stop(signal.SIGKILL)
+    folder = tmp_path / "state" / location.removeprefix("/")
+    assert is_held(folder)
+    again = start(tmp_path / "state", [tmp_path / "models"])
+    with httpx.Client(base_url=again.url, timeout=60) as client:
+        seen = client.get(location).json()
+        assert (seen["state"], seen["attempts"]) == ("running", 1)
+    assert again.stop() == 0
+    assert not is_held(folder)
+    assert runs.read_status(folder).state == "queued"
+    assert runs.checkpoint_images(folder) >= seen["progress"]["images"]
 
 
 def test_generate_is_answered_while_a_job_trains_and_a_running_job_can_be_cancelled(start: Start, tmp_path: Path) -> None:

@@ -284,7 +284,6 @@ def test_an_unknown_field_names_the_nearest_one(api: Api) -> None:
         (b'{"model": "digits", "seed": "4"}', 422),
         (b'{"model": "digits", "seed": 4.0}', 422),
         (b'{"model": "digits", "num_images": 4.0}', 422),
-        (b'{"model": "digits", "num_images": null}', 422),
         (b'{"model": "digits", "return_latents": 1}', 422),
         (b'{"model": "digits", "seed": ' + b"9" * 4000 + b"}", 422),
         (b'{"model": "digits", "seed": ' + b"9" * 5000 + b"}", 400),
@@ -371,3 +370,8 @@ def test_a_form_that_does_not_end_is_refused(api: Api) -> None:
     headers = {"content-type": "multipart/form-data; boundary=x"}
     begin = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
     assert str(64 * 2**20) in refusal(api.post("/discriminate", content=_endless(begin), headers=headers), 413)["detail"]
+
+
+def test_without_a_number_there_are_as_many_images_as_latents(api: Api) -> None:
+    made = api.post("/generate", json={"model": "digits", "latents": [[0.0] * 128] * 3}, headers={"Accept": "application/json"})
+    assert len(made.json()["images"]) == 3
