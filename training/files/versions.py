@@ -3,6 +3,7 @@
 There may be several repositories: the first is written to, the others are only read.
 """
 
+import errno
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,9 +109,13 @@ def publish(staged: Path, repositories: Sequence[Path], name: str, number: int) 
 
     Raises:
         FileExistsError: the number was taken meanwhile; stage again under `next_number`.
+        NotADirectoryError: a file stands where the model's folder should be.
     """
     target = repositories[0] / name / str(number)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # a file stands there, which no other number helps
+        raise NotADirectoryError(errno.ENOTDIR, f"{target.parent} is no folder") from error
     commit(staged, target)
     return target
 
