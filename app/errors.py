@@ -241,7 +241,7 @@ def invalid(errors: Iterable[Mapping[str, object]], body: object, allowed_fields
         allowed_fields: the known field names of each object in the body, by its pointer ("" is the body itself, `*` any item of a list).
     """
     fields = _merged(_field_error(error, allowed_fields or {}, body) for error in errors)
-    detail = "; ".join(f"{_place(field.pointer)}: {field.message}" for field in fields[:5])
+    detail = "; ".join(_place(field.pointer) + (f" is {field.given}" if field.given else "") + f": {field.message}" for field in fields[:5])
     more = f" (and {len(fields) - 5} more)" if len(fields) > 5 else ""
     return Invalid(detail + more, errors=fields)
 

@@ -88,7 +88,7 @@ class _SizeProblems:
         if not self._replaced:
             await self._send(message)
         elif message["type"] == "http.response.start":
-            given = show(Headers(scope=self._scope).get("content-length", "more"))
+            given = show(Headers(scope=self._scope).get("content-length", "more")).strip("'")
             limit = self._scope.get(MAX_BODY_SIZE_SCOPE_KEY)
             problem = PayloadTooLarge(f"the body has {given} bytes; {limit} are allowed on {self._scope['path']}")
             await problem_response(problem, self._scope["path"])(self._scope, self._receive, self._send)

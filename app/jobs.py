@@ -17,7 +17,7 @@ from app.schemas import ArchitectureCard, Architectures, Job, JobProgress, Jobs,
 from training import catalog
 from training.contract import FINISHED, JobStatus, TrainConfig, is_name, now
 from training.files import locks, runs
-from training.files.machine import num_cores
+from training.files.machine import num_training_threads
 
 STOPPED = 75  # the worker's exit code when it was asked to stop and can go on later
 MAX_DEATHS = 3  # of one job's worker, with no checkpoint between them, before it is called a crash loop
@@ -33,7 +33,7 @@ class WorkerSettings:
     datasets: Path
     repositories: tuple[Path, ...]
     device: str
-    threads: int = max(1, num_cores() - 1)
+    threads: int = num_training_threads()
     niceness: int = 10
 
 
@@ -167,7 +167,7 @@ class JobService:
             position=self._queue.index(id) + 1 if id in self._queue else None,
             progress=JobProgress(**status.progress.model_dump(), percent=round(status.progress.percent, 2)),
             attempts=status.attempts,
-            message=status.message,
+            message=status.message or ("asked to end" if status.state not in FINISHED and runs.is_cancel_asked(folder) else ""),
             model=status.model,
             version=status.version,
             created_at=status.created_at,

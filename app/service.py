@@ -15,7 +15,7 @@ from app.batcher import Batcher
 from app.jobs import JobService, WorkerSettings
 from app.settings import Settings, SettingsError
 from app.store import Store
-from training.files.locks import LockedError, hold, is_held
+from training.files.locks import LOCK, LockedError, hold, is_held
 from training.files.machine import num_cores
 
 REFRESH_SECONDS = 1.0  # a version published by another process is noticed within two
@@ -80,6 +80,15 @@ def check(settings: Settings) -> None:
         LockedError: another server works on the same state folder.
     """
     pick_device(settings.device)
+    for repository in settings.models:
+        if repository.exists() and not repository.is_dir():
+            raise SettingsError(f"--models {repository} is no folder")
+    if settings.run_jobs:
+        try:
+            settings.jobs.mkdir(parents=True, exist_ok=True)
+            (settings.jobs / LOCK).touch()
+        except OSError as error:
+            raise SettingsError(f"--state {settings.state} cannot be written into: {error.strerror}; choose another") from error
     if settings.run_jobs and is_held(settings.jobs):
         raise LockedError(f"another server works on {settings.state}: end it, or choose another --state")
 

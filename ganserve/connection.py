@@ -55,6 +55,8 @@ class Connection:
     async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
         found = settings(self.models, self.state, self.device, self.threads)
         if self.server is not None:
+            if not self.server.startswith(("http://", "https://")):
+                raise UserError(f"--server {self.server} is no address: write http://{self.server}")
             if self.models or self.state or self.device or self.threads:
                 raise UserError("--models, --state, --device and --threads are for models loaded here: leave them out with --server")
             headers = {} if found.api_key is None else {"Authorization": f"Bearer {found.api_key}"}
@@ -77,6 +79,8 @@ def check(response: httpx.Response) -> httpx.Response:
     """
     if response.is_success:
         return response
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        raise UserError("the server wants its key, and GANSERVE_API_KEY is not it: set it, or GANSERVE_API_KEY_FILE")
     if response.headers.get("content-type") == "application/problem+json":
         raise UserError(response.json()["detail"])
     raise UserError(f"{response.request.url} answered {response.status_code} {response.reason_phrase}")

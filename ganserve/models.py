@@ -1,6 +1,7 @@
 """`ganserve models` and `ganserve architectures`: what is served, and what can be trained."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
@@ -23,6 +24,8 @@ def list_(*, connection: Connection = Connection()) -> None:
         return check(await client.get("/models"))
 
     listing = connection.ask(question).json()
+    if not listing["models"]:
+        print("no model is served: train one with `ganserve train`, or name its repository with --models", file=sys.stderr)
     for model in listing["models"]:
         aliases = "".join(f", {alias} is {version}" for alias, version in model["aliases"].items())
         versions = ", ".join(str(version) for version in model["versions"])

@@ -28,7 +28,7 @@ Device = Annotated[
 Threads = Annotated[
     int | None,
     Parameter(
-        help="Intra-op threads. GANSERVE_THREADS, or half the cores to serve and all to train; another number may mean other last bits.",
+        help="Intra-op threads. GANSERVE_THREADS, or half the cores to serve, all but one to train; another number, other last bits.",
         show_default=False,
     ),
 ]

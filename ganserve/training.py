@@ -1,6 +1,7 @@
 """`ganserve train`: the trainer in this process, with a progress bar."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -78,7 +79,8 @@ def train(
         code = work(folder, Places(found.datasets, found.models), on, listener, found.threads)
     status = runs.read_status(folder)
     if code == STOPPED:
-        print(f"{status.message}: ganserve train --resume {folder}", file=sys.stderr)
+        places = [word for path in models for word in ("--models", str(path))] + (["--state", str(state)] if state else [])
+        print(f"{status.message}: {shlex.join(['ganserve', 'train', '--resume', str(folder), *places])}", file=sys.stderr)
         return 130
     if status.state == "failed":
         raise UserError(f"{status.message} (the whole log: {folder / runs.LOG})")

@@ -108,7 +108,7 @@ def test_without_a_command_there_is_help(console: Console) -> None:
         ("jobs cancel nothing", "there is no job 'nothing'"),
         ("jobs show a/../b?c", "there is no "),
         ("generate digits --server http://127.0.0.1:1", "no answer from http://127.0.0.1:1: .*; is `ganserve serve` running there"),
-        ("generate digits --server nonsense", "no answer from nonsense"),
+        ("generate digits --server nonsense", "--server nonsense is no address: write http://nonsense"),
         ("generate digits --server http://localhost:port", "--server http://localhost:port is no address"),
         ("generate digits --server http://127.0.0.1:1 --models .", "--models, --state, --device and --threads are for models loaded here"),
         ("generate digits --device nonsense", "device 'nonsense' is not to be had here: .*auto and cpu are"),
@@ -210,14 +210,14 @@ def num_frames(name: str) -> int:
         ("generate digits/7", "model 'digits' has no version 7; versions: 1"),
         ("generate digits/best", "model 'digits' has no version 'best'"),
         ("generate digits/../fashion", "has no version"),
-        ("generate digits -n 0", "num_images: "),
-        ("generate digits --seed -1", "seed: "),
-        ("generate digits --truncation 2", "truncation: "),
+        ("generate digits -n 0", "num_images is 0: "),
+        ("generate digits --seed -1", "seed is -1: "),
+        ("generate digits --truncation 2", "truncation is 2.0: "),
         ("generate digits --labels cat", "labels: this model takes seed, latents, truncation"),
         ("generate digits --columns 2 -o x.zip", "columns has no effect on application/zip"),
         ("generate digits -o missing/x.png", "missing/x.png cannot be written: No such file or directory"),
-        ("interpolate digits 1", "anchors: "),
-        ("interpolate digits 1 2 --steps 300", "steps: "),
+        ("interpolate digits 1", "anchors is "),
+        ("interpolate digits 1 2 --steps 300", "steps is 300: "),
         ("interpolate digits 1 2 --frames-per-second 5", "frames_per_second has no effect on a still"),
         ("discriminate digits {root}/README.md", "README.md: this is no picture that can be read"),
         ("models show digits?x", "there is no model 'digits.x'"),
@@ -308,7 +308,7 @@ def test_the_key_of_a_server_is_sent(
 ) -> None:
     key = "a-key-of-this-test-alone"
     url = start(None, [tmp_path / "models"], environment={"GANSERVE_API_KEY": key}).url
-    assert "this server wants its key" in console.refused("models", "list", "--server", url)
+    assert "the server wants its key, and GANSERVE_API_KEY is not it" in console.refused("models", "list", "--server", url)
     monkeypatch.setenv("GANSERVE_API_KEY", key)
     assert console.done("models", "list", "--server", url) == ""
 

@@ -130,8 +130,8 @@ def resolve(config: TrainConfig, datasets_folder: Path, repositories: tuple[Path
             [
                 (
                     "/dataset",
-                    f"{card.name} has {card.num_images} images, and {max(left, 0)} where {held_out} are held out:"
-                    f" less than a batch of {config.batch_size}; give more images or a smaller batch_size",
+                    f"{card.name} has {card.num_images} images, of which {min(held_out, card.num_images)} are held out;"
+                    f" with batches of {config.batch_size} at least {held_out + config.batch_size} images are needed",
                 )
             ]
         )

@@ -32,6 +32,7 @@ from training.export import (
 )
 from training.files import runs, versions
 from training.files.locks import hold
+from training.files.machine import num_training_threads
 from training.game import DataSpec, Player
 from training.loop import Match, NotFiniteError, Training
 
@@ -112,7 +113,7 @@ def work(folder: Path, places: Places, device: torch.device, listener: Listener 
     """Run a run directory to its end, from its newest checkpoint where there is one.
 
     Args:
-        num_threads: intra-op threads, torch's own choice when None; a run that has begun keeps what it began with.
+        num_threads: intra-op threads, all cores but one when None; a run that has begun keeps what it began with.
 
     Returns:
         The exit code of the module's head. What went wrong is in the status, and its traceback in the log.
@@ -123,7 +124,7 @@ def work(folder: Path, places: Places, device: torch.device, listener: Listener 
     with hold(folder), _logging_to(folder / runs.LOG):
         status = runs.read_status(folder)
         begin = {"state": "running", "message": "", "attempts": status.attempts + 1, "started_at": now(), "finished_at": None}
-        status = status.model_copy(update=begin | {"num_threads": status.num_threads or num_threads or torch.get_num_threads()})
+        status = status.model_copy(update=begin | {"num_threads": status.num_threads or num_threads or num_training_threads()})
         assert status.num_threads is not None
         torch.set_num_threads(status.num_threads)
         runs.write_status(folder, status)
@@ -298,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--datasets", type=Path, required=True, help="the folder of registered data sets")
     parser.add_argument("--repository", type=Path, required=True, action="append", help="model repository; the first is written to")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--threads", type=int, help="intra-op threads; all cores when left out")
+    parser.add_argument("--threads", type=int, help="intra-op threads; all cores but one when left out")
     parser.add_argument("--nice", type=int, default=0, help="added to the process's niceness")
     given = parser.parse_args(arguments)
     os.nice(given.nice)

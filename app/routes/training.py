@@ -9,6 +9,7 @@ from app.schemas import MAX_JSON_BYTES, Architectures, Job, Jobs, TrainRequest
 from app.service import ServiceOf
 
 router = APIRouter(tags=["training"])
+JobId = Annotated[str, Query(pattern=r"^\d{8}-\d{6}-[0-9a-f]{12}$", description="The id of a job; the page begins behind it.")]
 
 
 @router.post("/train", status_code=202, max_body_size=MAX_JSON_BYTES, summary="Train a model in the background")
@@ -20,7 +21,7 @@ async def train(body: TrainRequest, service: ServiceOf, response: Response) -> J
 
 
 @router.get("/jobs", summary="List the training jobs")
-async def list_jobs(service: ServiceOf, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: str | None = None) -> Jobs:
+async def list_jobs(service: ServiceOf, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: JobId | None = None) -> Jobs:
     """Newest first; `after` is an id, and the page begins behind it."""
     return await service.jobs.page(limit, after)
 

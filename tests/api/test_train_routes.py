@@ -115,7 +115,7 @@ def test_an_accepted_job_is_known_to_the_next_server(api: Api, state: Path, tmp_
         ({"dataset": "https://example.org/set.zip"}, "/dataset", "small letters, digits"),
         ({"dataset": "http"}, "/dataset", "http"),
         ({"total_images": 63}, "", "total_images 63 is less than one batch of 64"),
-        ({"batch_size": 65536, "total_images": 10**6}, "/dataset", "less than a batch of 65536"),
+        ({"batch_size": 65536, "total_images": 10**6}, "/dataset", "with batches of 65536 at least 66536 images are needed"),
         ({"batch_size": 1}, "/batch_size", "greater than or equal to 2"),
         ({"batch_size": 64.0}, "/batch_size", "valid integer"),
         ({"batch_size": True}, "/batch_size", "valid integer"),

@@ -152,14 +152,12 @@ def test_data_that_the_architecture_cannot_make_are_refused(tmp_path: Path) -> N
     assert catalog.resolve(config(dataset="odd", architecture="mlp"), tmp_path, ()).dataset == "odd"
 
 
-@pytest.mark.parametrize(("images", "left"), [(10, 0), (64, 0), (83, 19)])
-def test_a_set_too_small_for_a_batch_is_refused_with_the_figures(images: int, left: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("images", "held_out"), [(10, 10), (64, 64), (83, 64)])
+def test_a_set_too_small_for_a_batch_is_refused_with_the_figures(images: int, held_out: int, tmp_path: Path) -> None:
     a_set(tmp_path, "few", images, 1, 4, 4)
     ((pointer, message),) = refused(tmp_path, dataset="few", architecture="mlp")
     assert pointer == "/dataset"
-    assert message == (
-        f"few has {images} images, and {left} where 64 are held out: less than a batch of 20; give more images or a smaller batch_size"
-    )
+    assert message == f"few has {images} images, of which {held_out} are held out; with batches of 20 at least 84 images are needed"
 
 
 def test_a_set_of_just_one_batch_is_enough(tmp_path: Path) -> None:
