@@ -351,3 +351,11 @@ def test_architectures_are_listed_with_their_options(console: Console) -> None:
     for part in ("architecture mlp: ", "architecture dcgan: ", "--options.latent-size (128): ", "loss non-saturating: "):
         assert part in text
     assert "data set fashion-mnist-10k: 10,000 images of 1x28x28" in text
+
+
+def test_a_state_or_a_repository_that_is_a_file_is_told_before_the_server_starts(console: Console, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert console.refused("serve", "--state", tmp_path / "file", "--port", "0").startswith(
+        f"--state {tmp_path / 'file'} cannot be written"
+    )
+    assert console.refused("serve", "--models", tmp_path / "file", "--port", "0") == f"--models {tmp_path / 'file'} is no folder"
