@@ -32,7 +32,7 @@ IMPORTS = (
     ("training.architectures.*", "training.contract training.game training.layers", "torch pydantic"),
     ("training.losses", "", "torch pydantic"),
     ("training.game", "training.contract", "torch pydantic"),
-    ("training.dataset*", "training.contract training.files.* training.dataset*", "numpy pydantic PIL torchvision"),
+    ("training.dataset*", "training.contract training.files.* training.dataset*", "numpy pydantic PIL torchvision gdown"),
     ("training.catalog", "training.*", "pydantic"),
     ("training.worker", "training.* !training.architectures.*", "torch"),
     ("training.*", "training.* !training.architectures.* !training.worker !training.catalog", "torch torchvision numpy pydantic"),

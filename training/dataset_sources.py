@@ -14,7 +14,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -137,11 +137,16 @@ def _resized(source: Source, images: NDArray[np.uint8], labels: NDArray[np.int64
 @contextmanager
 def _download(name: str, root: Path, *files: str) -> Iterator[None]:
     """Turn what torchvision raises without a network into one sentence that says which files to put where."""
+    from gdown.exceptions import DownloadError  # noqa: PLC0415  what Google Drive says when it will not
+
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE_SECONDS)
     try:
         yield
-    except (RuntimeError, OSError, http.client.HTTPException) as error:
+    except (RuntimeError, OSError, http.client.HTTPException, DownloadError) as error:
+        if SOURCES[name].folder:
+            with suppress(OSError):
+                (root / SOURCES[name].folder).rmdir()  # what a failed download has made, if nothing is in it
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise SourceError(
             f"{name} cannot be downloaded ({lines[-1] if lines else type(error).__name__}): put {' and '.join(files)}, "
