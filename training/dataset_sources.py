@@ -144,9 +144,9 @@ def _download(name: str, root: Path, *files: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, http.client.HTTPException, DownloadError) as error:
-        if SOURCES[name].folder:
+        if (place := root / SOURCES[name].folder) != root:
             with suppress(OSError):
-                (root / SOURCES[name].folder).rmdir()  # what a failed download has made, if nothing is in it
+                place.rmdir()  # what a failed download has made, if nothing is in it
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise SourceError(
             f"{name} cannot be downloaded ({lines[-1] if lines else type(error).__name__}): put {' and '.join(files)}, "
