@@ -1,8 +1,8 @@
 """Concurrent requests become batches, and batches become answers.
 
 One thread does all of torch's work; the event loop only moves futures. Nothing waits on a timer: when the thread is free, whatever is
-queued for one module of one engine goes at once, up to 64 images. A request is cut into pieces, and pieces of several requests take
-turns, so that 256 images do not hold up one.
+queued for one module of one engine goes at once, as many images as its largest batch has. A request is cut into pieces, and pieces of
+several requests take turns, so that 256 images do not hold up one; so do the tiles of a large picture.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from app.engine import MAX_ROWS, Engine, ModuleName, num_rows
+from app.engine import Engine, ModuleName, num_rows
 from app.errors import Overloaded
 
 PIECE_ROWS = 16  # a turn of a request, while others wait
@@ -86,10 +86,18 @@ class _Batch:
 
 @dataclass(eq=False)
 class _Call:
-    """Other work for the engine's thread."""
+    """Other work for the engine's thread, as long as so many images take."""
 
-    run: Callable[[], Any]
+    work: Callable[[], Any]
     answer: asyncio.Future[Any]
+    count: int = 0
+    seconds: float = 0.0
+
+    def run(self) -> Any:  # noqa: ANN401
+        begin = time.perf_counter()
+        result = self.work()
+        self.seconds = time.perf_counter() - begin
+        return result
 
     def settle(self, ran: asyncio.Future[Any]) -> None:
         error = ran.exception()
@@ -136,17 +144,17 @@ class _Queue:
         while self.lanes:
             key = next(iter(self.lanes))
             lane = self.lanes.pop(key)
-            pieces = self._fill(lane)
+            engine, module = key
+            pieces = self._fill(lane, engine.max_rows(module))
             if lane:
                 self.lanes[key] = lane  # to the end: the next lane's turn
             if pieces:
-                return _Batch(*key, pieces, count=sum(piece.stop - piece.start for piece in pieces))
+                return _Batch(engine, module, pieces, count=sum(piece.stop - piece.start for piece in pieces))
         return None
 
-    def _fill(self, lane: deque[_Request]) -> list[_Piece]:
+    def _fill(self, lane: deque[_Request], room: int) -> list[_Piece]:
         """Everything that fits."""
         pieces: list[_Piece] = []
-        room = MAX_ROWS
         while room and lane:
             request = lane.popleft()
             if request.answer.done():  # its client has left, or another batch of it failed
@@ -210,18 +218,28 @@ class Batcher:
         Raises:
             Overloaded: the server stops.
         """
+        return await self._call(work, 0)
+
+    async def _call(self, work: Callable[[], Result], count: int) -> Result:
         self._admit(0)
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.calls.append(_Call(work, answer))
+        self._queue.calls.append(_Call(work, answer, count))
         self._start_next()
         return await answer
 
-    async def run_steps(self, steps: Generator[None, None, Result]) -> Result:
-        """Run a long work on the engine's thread, and batches between its steps; raises as `run_on_thread` does.
+    async def run_steps(self, steps: Generator[None, None, Result], num_images: int = 0) -> Result:
+        """Run a long work on the engine's thread, and batches between its steps. Where the caller is cancelled, the other steps never run.
+
+        Args:
+            num_images: how many the work counts as in the queue; each step is one of them.
 
         Returns:
             What the generator returns.
+
+        Raises:
+            Overloaded: the queue is full, or the server stops.
         """
+        self._admit(num_images)
 
         def step() -> list[Result]:
             try:
@@ -230,9 +248,18 @@ class Batcher:
                 return [end.value]
             return []
 
-        while not (result := await self.run_on_thread(step)):
-            pass
-        return result[0]
+        waiting = num_images
+        self._queue.images += waiting
+        try:
+            while True:
+                taken = min(waiting, 1)
+                result = await self._call(step, taken)
+                waiting -= taken
+                self._queue.images -= taken
+                if result:
+                    return result[0]
+        finally:
+            self._queue.images -= waiting
 
     async def aclose(self) -> None:
         """Finish the requests that have begun, refuse those that have not, end the thread."""
@@ -269,7 +296,7 @@ class Batcher:
     def _finish(self, work: _Call | _Batch, ran: asyncio.Future[Any]) -> None:
         self._running = None
         work.settle(ran)
-        if isinstance(work, _Batch) and ran.exception() is None:
+        if work.count and ran.exception() is None:
             images, seconds = self._speed
             self._speed = (_MEMORY * images + work.count, _MEMORY * seconds + work.seconds)
         self._start_next()

@@ -7,8 +7,9 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, RedirectResponse
 
+from app import examples
 from app.errors import MEDIA_TYPE, ProblemDocument
-from app.schemas import DiscriminateRequest, Pictures
+from app.schemas import DiscriminateRequest, GenerateRequest, InterpolateRequest, Pictures, TransformRequest
 
 router = APIRouter(include_in_schema=False)
 METHODS = ("get", "post", "put", "delete")
@@ -52,7 +53,8 @@ def _complete(schema: dict[str, Any]) -> None:
     components = schema.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
-    for model in (ProblemDocument, Pictures, DiscriminateRequest):  # named by reference only, so FastAPI does not know of them
+    # named by reference only, so FastAPI does not know of them
+    for model in (ProblemDocument, Pictures, DiscriminateRequest, TransformRequest):
         described = model.model_json_schema(ref_template="#/components/schemas/{model}")
         components |= described.pop("$defs", {})
         components[model.__name__] = described
@@ -64,14 +66,20 @@ def _complete(schema: dict[str, Any]) -> None:
 
 def _fill_examples(schema: dict[str, Any], app: FastAPI) -> None:
     service = app.state.service
-    model = service.first_model
-    version = None if model is None else str(service.store.default_version(model))
-    values = {"name": model, "version": version, "id": service.jobs.newest_id()}
+    values: dict[str, str | None] = {"id": service.jobs.newest_id()}
+    for name in service.store.names[:1]:
+        manifest = service.store.manifest(name)
+        values |= {"name": name, "version": str(manifest.version), "file": manifest.samples.file}
     for operation in _operations(schema):
         for parameter in operation.get("parameters", []):
             if parameter["in"] == "path" and values.get(parameter["name"]) is not None:
                 parameter["example"] = values[parameter["name"]]
-    if model is not None:
-        for component in schema["components"]["schemas"].values():
-            if "model" in component.get("example", {}):
-                component["example"] |= {"model": model}
+    sampling = examples.sampling(service.store)
+    found = {
+        GenerateRequest: sampling,
+        InterpolateRequest: sampling,
+        DiscriminateRequest: examples.judging(service.store),
+        TransformRequest: examples.transforming(service.store),
+    }
+    for model, example in found.items():
+        schema["components"]["schemas"][model.__name__]["example"] |= example or {}

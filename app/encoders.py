@@ -132,7 +132,7 @@ def _check_sides(shape: tuple[int, ...], form: str) -> None:
     if max(height, width) > _MAX_SIDE[form]:
         raise Invalid(
             f"this picture has {width} x {height} pixels and a {form} holds at most {_MAX_SIDE[form]} a side; "
-            "ask for image/png, or for another number of columns"
+            "ask for image/png, or for a smaller picture"
         )
 
 

@@ -2,38 +2,37 @@
 
 Kernels are chosen by the shape of a batch, and two kernels may differ in the last bit. So a module runs in few padded batch sizes
 (buckets), and only in those that are proved, when the version is loaded, to give every row the bits that the largest one gives.
+
+What makes a picture of a picture, or takes pictures of any size, runs alone, in batches of one: such pictures come one by one, two of
+them seldom have one size, and each size would have to be proved by itself.
 """
 
-import logging
+import math
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from app import pixels
-from training.contract import PROBE_VALUES, FileSpec, Manifest, ModuleSpec, TensorSpec, probe_inputs, probe_step
+from app import pixels, tiles
+from app.proving import BrokenVersionError, Subject, prove_alone, prove_buckets
+from training.contract import PROBE_VALUES, FileSpec, Manifest, ModuleSpec, probe_inputs, probe_shape, probe_step
 from training.files.directories import DamagedFileError, verify
 
 # torch.jit is deprecated upstream, and what versions are published as; a manifest can name other formats beside it
 warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=FutureWarning)
 
-ModuleName = Literal["generator", "discriminator"]
+ModuleName = str  # generator, discriminator, or a part's
 
 BUCKETS = (4, 8, 16, 32, 64)  # 1 and 2 differ from the rest with every kernel library, and are never run
+ALONE = (1,)
 MAX_ROWS = BUCKETS[-1]
-_WARM_RUNS = 3  # TorchScript profiles the first run of a shape and compiles in the second
+MAX_BATCH_PIXELS = MAX_ROWS * 32 * 32  # larger images run in smaller batches: a batch is a turn, and others wait for its end
 # what torch raises for a file or a manifest that does not hold what it should
 _TORCH_ERRORS = (RuntimeError, torch.jit.Error, OSError, ValueError, TypeError, LookupError, AttributeError)
-
-_log = logging.getLogger(__name__)
-
-
-class BrokenVersionError(Exception):
-    """A version that must not be served; the message says in one sentence which check it failed."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +44,34 @@ class _Player:
     spec: ModuleSpec
     device: torch.device
 
+    @property
+    def subject(self) -> Subject:
+        return Subject(self.name, self.spec, self.device, self.forward)
+
+    @property
+    def makes_images(self) -> bool:
+        return self.spec.output.kind == "image"
+
+    @property
+    def bucket_sizes(self) -> tuple[int, ...]:
+        """The batch sizes that are tried."""
+        images = [tensor for tensor in (*self.spec.inputs, self.spec.output) if tensor.kind == "image"]
+        takes_images = any(tensor.kind == "image" for tensor in self.spec.inputs)
+        if (takes_images and self.makes_images) or any(-1 in tensor.shape for tensor in images):
+            return ALONE
+        num_pixels = max((math.prod(tensor.shape[1:]) for tensor in images), default=1)
+        return tuple(size for size in BUCKETS if size * num_pixels <= MAX_BATCH_PIXELS) or BUCKETS[:1]
+
     def forward(self, inputs: Mapping[str, Tensor], bucket: int) -> Tensor:
-        """Rows 0 to N of a batch of `bucket` rows, on the device: the output as declared, a discriminator's averaged to (N,).
+        """Rows 0 to N of a batch of `bucket` rows, on the device: images as they come, scores averaged to (N,).
 
         Args:
             inputs: (N, *shape) each, 1 <= N <= bucket.
         """
-        with torch.inference_mode():
+        # what runs alone comes in any size: TorchScript would profile and compile for the sizes that came first
+        with torch.inference_mode(), torch.jit.optimized_execution(bucket > 1):  # type: ignore[attr-defined]
             output: Tensor = self.module(**{name: _pad(rows, bucket, self.device) for name, rows in inputs.items()})
-            if self.name == "discriminator":
+            if not self.makes_images:
                 output = output.reshape(bucket, -1).mean(1)  # before the cut: its bits may depend on the shape too
             return output[: num_rows(inputs)]
 
@@ -84,18 +102,15 @@ class Engine:
     @classmethod
     def loading(cls, folder: Path, manifest: Manifest, device: torch.device) -> Generator[None, None, Self]:
         """`load` in steps of at most one forward pass, so that other versions can serve in between; all on one thread."""
-        specs: dict[ModuleName, ModuleSpec] = {"generator": manifest.generator}
-        if manifest.discriminator is not None:
-            specs["discriminator"] = manifest.discriminator
-        paths = _verified(folder, manifest, specs)
+        paths = _verified(folder, manifest)
         _use_exact_kernels(device)
         players: dict[ModuleName, tuple[_Player, tuple[int, ...]]] = {}
-        for name, spec in specs.items():
+        for name, spec in served_modules(manifest).items():
             try:
                 player = _load_player(name, spec, paths[name], device)
                 yield
                 _replay(player)
-                players[name] = (player, (yield from _proved_buckets(player)))
+                players[name] = (player, (yield from _proved(player)))
             except _TORCH_ERRORS as error:
                 raise BrokenVersionError(f"the {name} does not run: {_last_line(error)}") from error
         return cls(manifest, device, players)
@@ -105,21 +120,57 @@ class Engine:
         """The batch sizes that each module runs in, ascending."""
         return {name: buckets for name, (_, buckets) in self._players.items()}
 
+    def max_rows(self, module: ModuleName) -> int:
+        """Rows of its largest batch."""
+        return self._players[module][1][-1]
+
     def run(self, module: ModuleName, inputs: Mapping[str, Tensor]) -> Tensor:
         """One forward pass.
 
         Args:
-            inputs: every declared input, (N, *shape) float32 each, 1 <= N <= 64, on any device.
+            inputs: every declared input, (N, *shape) float32 each, 1 <= N <= `max_rows`, on any device.
 
         Returns:
-            On the CPU: uint8 (N, C, H, W) of a generator, float32 (N,) of a discriminator. Row i depends on row i of the inputs alone,
-            to the bit.
+            On the CPU: uint8 (N, C, H, W) of what makes images, float32 (N,) of a discriminator. Row i depends on row i of the inputs
+            alone, to the bit.
         """
         player, buckets = self._players[module]
         bucket = next(size for size in buckets if size >= num_rows(inputs))
         with torch.inference_mode():
             output = player.forward(inputs, bucket)
-            return (pixels.to_uint8(output) if module == "generator" else output).cpu()
+            return (pixels.to_uint8(output) if player.makes_images else output).cpu()
+
+    def transforming(self, image: pixels.Pixels) -> Generator[None, None, Tensor]:
+        """What the generator makes of a picture, its only input, tile by tile: a step a tile, as many as `tiles.plan` has.
+
+        Args:
+            image: uint8 (C, H, W), of a size that the input takes.
+
+        Returns:
+            uint8 (C, H * scale, W * scale) on the CPU.
+        """
+        [spec] = self.manifest.generator.inputs
+        whole = torch.from_numpy(image)
+        plan = tiles.plan(spec, *whole.shape[1:])
+        for index, tile in enumerate(plan):
+            if index:
+                yield
+            made = self.run("generator", {spec.name: pixels.from_uint8(tile.cut(whole).numpy()).unsqueeze(0)})[0]
+            if len(plan) == 1:
+                return made
+            if not index:
+                result = made.new_empty((len(made), whole.shape[1] * spec.scale, whole.shape[2] * spec.scale))
+            tile.place(result, spec.scale).copy_(tile.core(made, spec.scale))
+        return result
+
+
+def served_modules(manifest: Manifest) -> dict[ModuleName, ModuleSpec]:
+    """What a version is asked for: its generator, its discriminator, and the parts that can take the generator's place."""
+    modules: dict[ModuleName, ModuleSpec] = {"generator": manifest.generator}
+    if manifest.discriminator is not None:
+        modules["discriminator"] = manifest.discriminator
+    inputs = manifest.generator.inputs
+    return modules | {name: part for name, part in manifest.parts.items() if part.inputs == inputs and part.output.kind == "image"}
 
 
 def _use_exact_kernels(device: torch.device) -> None:
@@ -147,7 +198,11 @@ def _pad(rows: Tensor, bucket: int, device: torch.device) -> Tensor:
 # --- loading ------------------------------------------------------------------------------------------------------------------
 
 
-def _verified(folder: Path, manifest: Manifest, specs: Mapping[ModuleName, ModuleSpec]) -> dict[ModuleName, Path]:
+def _verified(folder: Path, manifest: Manifest) -> dict[ModuleName, Path]:
+    """The TorchScript file of each module; those that are not served are hashed too, since they can be fetched."""
+    if taken := {"generator", "discriminator"} & set(manifest.parts):
+        raise BrokenVersionError(f"manifest.json calls a part {min(taken)}, which is no name for a part")
+    specs = served_modules(manifest) | manifest.parts
     files: dict[str, FileSpec] = {"samples": manifest.samples}
     for name, spec in specs.items():
         if "torchscript" not in spec.files:
@@ -180,30 +235,31 @@ def _replay(player: _Player) -> None:
     probe, spec = player.spec.probe, player.spec
     if not 1 <= probe.num_rows <= MAX_ROWS:
         raise BrokenVersionError(f"the {player.name}'s probe has {probe.num_rows} rows; 1 to {MAX_ROWS} are allowed")
+    size = max(probe.num_rows, player.bucket_sizes[-1])
     rows = {
         tensor.name: _pad(
-            torch.tensor(probe_inputs(tensor, probe.num_rows, probe.seed)).reshape(-1, *tensor.shape), MAX_ROWS, player.device
+            torch.tensor(probe_inputs(tensor, probe.num_rows, probe.seed)).reshape(-1, *probe_shape(tensor)), size, player.device
         )
         for tensor in spec.inputs
     }
     with torch.inference_mode():
         output = player.module(**rows)
-    wanted = (MAX_ROWS, *spec.output.shape)
+    wanted = (size, *spec.output.shape)
     if not isinstance(output, Tensor) or output.dtype != torch.float32 or not _fits(tuple(output.shape), wanted):
         given = f"{output.dtype} {tuple(output.shape[1:])}" if isinstance(output, Tensor) else type(output).__name__
         raise BrokenVersionError(f"the {player.name} gives {given} a row, and its manifest declares torch.float32 {spec.output.shape}")
-    _check_finite(player.name, output)
+    player.subject.check_finite(output)
     values = output[: probe.num_rows].flatten().cpu()
     _compare(player.name, values[:: probe_step(values.numel())][:PROBE_VALUES].tolist(), probe.expected, probe.tolerance)
 
 
+def _proved(player: _Player) -> Generator[None, None, tuple[int, ...]]:
+    sizes = player.bucket_sizes
+    return (yield from (prove_alone(player.subject) if sizes == ALONE else prove_buckets(player.subject, sizes)))
+
+
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return len(shape) == len(wanted) and all(want in (size, -1) for size, want in zip(shape, wanted, strict=True))
-
-
-def _check_finite(name: ModuleName, output: Tensor) -> None:
-    if not output.isfinite().all():
-        raise BrokenVersionError(f"the {name} gives {int((~output.isfinite()).sum())} values that are not finite")
 
 
 def _compare(name: ModuleName, values: Sequence[float], expected: Sequence[float], tolerance: float) -> None:
@@ -221,69 +277,3 @@ def _last_line(error: BaseException) -> str:
     """What a TorchScript traceback says at its end, as part of a sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-# --- proving ------------------------------------------------------------------------------------------------------------------
-
-
-def _proved_buckets(player: _Player) -> Generator[None, None, tuple[int, ...]]:
-    """Warm every bucket, then keep those that give each row the bits of the largest.
-
-    Raises:
-        BrokenVersionError: in the largest, a row changes with its place or its company.
-    """
-    random = torch.Generator().manual_seed(0)
-    pool = {tensor.name: _example_rows(tensor, 2 * MAX_ROWS, random).to(player.device) for tensor in player.spec.inputs}
-    for bucket in _WARM_RUNS * BUCKETS:
-        yield
-        player.forward({name: rows[:bucket] for name, rows in pool.items()}, bucket)
-    halves = []
-    for half in torch.arange(2 * MAX_ROWS).chunk(2):
-        yield
-        halves.append(player.forward(_pick(pool, half), MAX_ROWS))
-    reference = torch.cat(halves)
-    _check_finite(player.name, reference)
-    kept: list[int] = []
-    for bucket in reversed(BUCKETS):
-        if (yield from _holds(player, bucket, pool, reference, random)):
-            kept.insert(0, bucket)
-        elif bucket == MAX_ROWS:
-            raise BrokenVersionError(f"the {player.name}'s output for one row changes with its place in the batch or with its batch-mates")
-        else:
-            _log.info("%s: batches of %d differ from %d in the last bits and are not used", player.name, bucket, MAX_ROWS)
-    return tuple(kept)
-
-
-def _holds(
-    player: _Player, bucket: int, pool: Mapping[str, Tensor], reference: Tensor, random: torch.Generator
-) -> Generator[None, None, bool]:
-    for rows in _trials(bucket, random):
-        yield
-        if not _same_bits(player.forward(_pick(pool, rows), bucket), reference[rows]):
-            return False
-    return True
-
-
-def _trials(bucket: int, random: torch.Generator) -> Iterator[Tensor]:
-    """Rows of the pool for one batch each: every place of the bucket with several rows, among others than in the reference; a row that
-    is alone, among padding; and at last the reference's own order, which would tell if later runs gave other bits than the first."""
-    for _ in range(max(2, MAX_ROWS // bucket)):
-        yield torch.randperm(2 * MAX_ROWS, generator=random)[:bucket]
-    yield torch.tensor([bucket - 1])
-    yield torch.arange(bucket)
-
-
-def _pick(pool: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    return {name: values[rows] for name, values in pool.items()}
-
-
-def _same_bits(given: Tensor, wanted: Tensor) -> bool:
-    return torch.equal(given.contiguous().view(torch.int32), wanted.contiguous().view(torch.int32))
-
-
-def _example_rows(tensor: TensorSpec, count: int, random: torch.Generator) -> Tensor:
-    """Rows of the kind that requests bring: (count, *shape) float32."""
-    if tensor.kind == "latent" and tensor.distribution == "normal":
-        return torch.randn((count, *tensor.shape), generator=random)
-    uniform = torch.rand((count, *tensor.shape), generator=random)
-    return uniform / uniform.sum(1, keepdim=True) if tensor.kind == "label" else 2 * uniform - 1

@@ -30,6 +30,7 @@ class Made:
     seeds: one an image; None where latents were given or lie between anchors.
     request: the request's body without its latents, as it will stand in a PNG's text.
     latents: by input name, (N, *shape); None unless asked for.
+    columns: how many images belong in a row, where the request says nothing of it.
     """
 
     model: str
@@ -38,6 +39,7 @@ class Made:
     seeds: tuple[int, ...] | None
     request: str
     latents: Mapping[str, Tensor] | None = None
+    columns: int | None = None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -106,7 +108,7 @@ def still(form: str, made: Made, columns: int | None) -> bytes:
     """The images in one of STILLS."""
     if form in SINGLES:
         return _singles(form, made)
-    sheet = pixels.grid(made.images, columns)
+    sheet = pixels.grid(made.images, columns or made.columns)
     if form == PNG:
         return encoders.png(sheet, made.text())
     return encoders.jpeg(sheet) if form == JPEG else encoders.webp(sheet)

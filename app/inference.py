@@ -1,31 +1,30 @@
-"""The three questions put to a model, between the route and the engine: encode, run, and say what came out."""
+"""Images out of latents, between the route and the engine: encode, run, choose."""
 
-import base64
-import binascii
-import io
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 
-import numpy as np
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 
-from app import latents, pixels, signature
+from app import latents, scoring, signature
 from app.engine import Engine
-from app.errors import FieldError, ImageInvalid, ImageTooLarge, Invalid, Problem
+from app.errors import FieldError, Invalid, did_you_mean, show
 from app.forms import Made
-from app.schemas import DEFAULT_IMAGES, Anchor, GenerateRequest, InterpolateRequest, Score, Scores
+from app.schemas import (
+    DEFAULT_IMAGES,
+    DEFAULT_IMAGES_A_CLASS,
+    MAX_CANDIDATES,
+    MAX_IMAGES,
+    Anchor,
+    GenerateRequest,
+    InterpolateRequest,
+)
 from app.service import Service
 from app.signature import Encoded, Fields
-from training.contract import ModuleSpec, ScoreReference, TensorSpec
-from training.files.pictures import PictureError, PictureTooLargeError, read_picture
+from training.contract import Manifest, TensorSpec
 
 
 async def generate(service: Service, body: GenerateRequest) -> Made:
-    """Images of consecutive seeds, or of explicit latents.
+    """Images of consecutive seeds, of the best of several seeds each, or of explicit latents.
 
     Raises:
         UnknownModel, UnknownVersion: not served.
@@ -33,30 +32,118 @@ async def generate(service: Service, body: GenerateRequest) -> Made:
         Overloaded: the queue is full.
     """
     engine = await service.store.engine(body.model, body.version)
-    count = body.num_images or len(body.latents or range(DEFAULT_IMAGES))
-    fields = Fields(seed=body.seed, latents=body.latents, truncation=body.truncation, labels=body.labels)
-    encoded = await service.in_pool(lambda: signature.encode(engine.manifest.generator.inputs, fields, count))
-    return await _make(service, engine, encoded, body, return_latents=body.return_latents)
-
-
-async def interpolate(service: Service, body: InterpolateRequest) -> Made:
-    """Frames from anchor to anchor; raises as `generate` does."""
-    engine = await service.store.engine(body.model, body.version)
-    encoded = await service.in_pool(lambda: encode_walk(engine.manifest.generator.inputs, body))
-    return await _make(service, engine, encoded, body, return_latents=body.return_latents)
-
-
-async def _make(service: Service, engine: Engine, encoded: Encoded, body: BaseModel, *, return_latents: bool) -> Made:
-    images = await service.batcher.submit(engine, "generator", encoded.inputs)
+    inputs = _drawn_inputs(engine.manifest)
+    module = _module(engine, body.part)
+    count, labels, columns = _class_rows(inputs, body)
+    if body.best_of is not None:
+        _check_best_of(engine, body, count)
+    fields = Fields(seed=body.seed, latents=body.latents, truncation=body.truncation, labels=labels)
+    encoded = await service.in_pool(lambda: signature.encode(inputs, fields, count, body.best_of or 1))
+    request = _as_text(body, encoded)
+    if body.best_of is not None:
+        encoded = await _best(service, engine, encoded, body.best_of)
+    images = await service.batcher.submit(engine, module, encoded.inputs)
     return Made(
         model=engine.manifest.name,
         version=engine.manifest.version,
         images=images,
         seeds=encoded.seeds,
-        request=body.model_dump_json(
-            exclude_none=True, exclude={"return_latents": True, "latents": True, "anchors": {"__all__": {"latent"}}}
-        ),
-        latents=encoded.inputs if return_latents else None,
+        request=request,
+        latents=encoded.inputs if body.return_latents else None,
+        columns=columns or (1 if body.part else None),
+    )
+
+
+def _as_text(body: GenerateRequest | InterpolateRequest, encoded: Encoded) -> str:
+    """The request as it can be asked again, without its latents; a seed that was drawn is in it."""
+    if encoded.seeds is not None:
+        body = body.model_copy(update={"seed": encoded.seeds[0]})
+    return body.model_dump_json(exclude_none=True, exclude={"return_latents": True, "latents": True, "anchors": {"__all__": {"latent"}}})
+
+
+def _drawn_inputs(manifest: Manifest) -> tuple[TensorSpec, ...]:
+    inputs = manifest.generator.inputs
+    if any(spec.kind == "image" for spec in inputs):
+        others = "" if len(inputs) > 1 else ": send it to /transform"
+        raise Invalid(f"{manifest.name} makes its images of a picture, which this route cannot bring{others}")
+    return inputs
+
+
+def _module(engine: Engine, part: str | None) -> str:
+    if part is None:
+        return "generator"
+    manifest = engine.manifest
+    served = [name for name in engine.buckets if name in manifest.parts]
+    if part in served:
+        return part
+    to_run = f"parts to run: {', '.join(served) or 'none'}"
+    if part in manifest.parts:
+        message = f"{part} takes other inputs than the generator, and can only be fetched; {to_run}"
+    else:
+        message = f"{manifest.name} has no part {show(part)}; {to_run}{did_you_mean(part, served)}"
+    raise _wrong("part", message)
+
+
+def _class_rows(inputs: Sequence[TensorSpec], body: GenerateRequest) -> tuple[int, Sequence[signature.Label] | None, int | None]:
+    """How many images, with which labels, and how many in a row where that is given by the labels."""
+    count = body.num_images or (None if body.latents is None else len(body.latents))
+    classes = next((spec for spec in inputs if spec.kind == "label"), None)
+    if body.labels != "all":
+        return count or DEFAULT_IMAGES, body.labels, None
+    if classes is None:
+        return count or DEFAULT_IMAGES, ["all"], None  # refused by what the model takes
+    labels, per_class = signature.every_class(classes, count, DEFAULT_IMAGES_A_CLASS, MAX_IMAGES)
+    if body.columns not in (None, per_class):
+        raise _wrong("columns", f'the labels "all" give each class a row, of {per_class} images here; leave columns out')
+    return len(labels), labels, per_class
+
+
+# --- the best of several ------------------------------------------------------------------------------------------------------
+
+
+def _check_best_of(engine: Engine, body: GenerateRequest, count: int) -> None:
+    if engine.manifest.discriminator is None:
+        raise _wrong("best_of", f"{body.model} has no discriminator that could rank candidates; leave best_of out")
+    if body.latents is not None:
+        raise _wrong("best_of", "candidates are drawn, and latents are given; leave one of the two out")
+    if (candidates := count * (body.best_of or 1)) > MAX_CANDIDATES:
+        message = f"{count} images with the best of {body.best_of} are {candidates} candidates; at most {MAX_CANDIDATES} are allowed"
+        raise _wrong("best_of", message)
+
+
+async def _best(service: Service, engine: Engine, candidates: Encoded, best_of: int) -> Encoded:
+    """Of each `best_of` neighbouring rows the one whose pixels the discriminator rates highest, of equals the first."""
+    assert candidates.seeds is not None
+    turn = MAX_IMAGES // best_of * best_of  # thousands of images at once would fill the memory
+    kept: list[Tensor] = []
+    for start in range(0, len(candidates.seeds), turn):
+        inputs = {name: rows[start : start + turn] for name, rows in candidates.inputs.items()}
+        images = await service.batcher.submit(engine, "generator", inputs)
+        scores = await scoring.judge(service, engine, images, inputs)
+        groups = scores.reshape(-1, best_of)
+        best = torch.from_numpy(groups.numpy().argmax(1))  # NumPy promises the first of equals
+        kept.append(start + torch.arange(len(groups)) * best_of + best)
+    rows = torch.cat(kept)
+    inputs = {name: values[rows] for name, values in candidates.inputs.items()}
+    return Encoded(inputs, seeds=tuple(candidates.seeds[row] for row in rows.tolist()))
+
+
+# --- walks --------------------------------------------------------------------------------------------------------------------
+
+
+async def interpolate(service: Service, body: InterpolateRequest) -> Made:
+    """Frames from anchor to anchor; raises as `generate` does."""
+    engine = await service.store.engine(body.model, body.version)
+    inputs = _drawn_inputs(engine.manifest)
+    encoded = await service.in_pool(lambda: encode_walk(inputs, body))
+    images = await service.batcher.submit(engine, "generator", encoded.inputs)
+    return Made(
+        model=engine.manifest.name,
+        version=engine.manifest.version,
+        images=images,
+        seeds=None,
+        request=_as_text(body, encoded),
+        latents=encoded.inputs if body.return_latents else None,
     )
 
 
@@ -77,7 +164,8 @@ def encode_walk(inputs: Sequence[TensorSpec], body: InterpolateRequest) -> Encod
     frames = {name: latents.path(points, body.steps, body.method) for name, points in tensors.items()}
     for spec in inputs:
         if spec.kind == "label":
-            frames[spec.name] = latents.path(signature.encode_labels(spec, body.labels, len(body.anchors)), body.steps, "lerp")
+            weights = signature.encode_labels(spec, body.labels, len(body.anchors), of="anchors")
+            frames[spec.name] = latents.path(weights, body.steps, "lerp")
     return Encoded(frames, seeds=None)
 
 
@@ -87,100 +175,5 @@ def _anchor(specs: Sequence[TensorSpec], spec: TensorSpec, anchor: Anchor, index
     return signature.encode_latent(spec, anchor.latent, f"/anchors/{index}/latent")
 
 
-# --- scoring ------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A file as it came: what the client calls it, where it stands in the body, and its bytes."""
-
-    name: str
-    pointer: str
-    content: bytes
-
-
-def from_base64(images: Sequence[str]) -> list[Upload]:
-    """Pictures out of a JSON body.
-
-    Raises:
-        ImageInvalid: what is no base64.
-    """
-    uploads = []
-    for index, text in enumerate(images):
-        pointer = f"/images/{index}"
-        try:
-            uploads.append(Upload(f"images[{index}]", pointer, base64.b64decode(text, validate=True)))
-        except (binascii.Error, ValueError) as error:
-            message = f"images[{index}] is no base64 ({error}); the base64 of a PNG, JPEG, WebP, BMP or GIF file is allowed"
-            raise ImageInvalid(message, errors=(FieldError(pointer=pointer, message=message),)) from error
-    return uploads
-
-
-async def discriminate(service: Service, model: str, version: int | str | None, uploads: Sequence[Upload]) -> Scores:
-    """What the model's discriminator says of pictures.
-
-    Raises:
-        UnknownModel, UnknownVersion: not served.
-        Invalid: the model has no discriminator, or one that wants more than a picture.
-        ImageInvalid, ImageTooLarge: a file that cannot be read, named.
-        Overloaded: the queue is full.
-    """
-    engine = await service.store.engine(model, version)
-    spec = _discriminator(engine)
-    images = await decode(service, uploads, spec.inputs[0])
-    scores = await service.batcher.submit(engine, "discriminator", {spec.inputs[0].name: images})
-    manifest = engine.manifest
-    return Scores(
-        model=manifest.name,
-        version=manifest.version,
-        scores=[
-            explain(upload.name, score, spec, manifest.score_reference) for upload, score in zip(uploads, scores.tolist(), strict=True)
-        ],
-    )
-
-
-def _discriminator(engine: Engine) -> ModuleSpec:
-    manifest = engine.manifest
-    if manifest.discriminator is None:
-        raise Invalid(f"{manifest.name} version {manifest.version} was published without a discriminator")
-    others = [spec.kind for spec in manifest.discriminator.inputs[1:]]
-    if others:
-        raise Invalid(f"the discriminator of {manifest.name} wants {', '.join(others)} beside the picture, which this route does not take")
-    return manifest.discriminator
-
-
-async def decode(service: Service, uploads: Sequence[Upload], spec: TensorSpec) -> Tensor:
-    """Pictures as the discriminator knows them: (N, C, H, W) float32 in [-1, 1], by the steps of training.files.pictures."""
-    channels, height, width = spec.shape
-    # one by one, so that the files of several requests take turns, and what a client has left behind is not read
-    read = [await service.in_decoders(partial(_read, upload, (channels, height, width))) for upload in uploads]
-    return pixels.from_uint8(np.stack(read))
-
-
-def _read(upload: Upload, shape: tuple[int, int, int]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    try:
-        return read_picture(io.BytesIO(upload.content), shape)
-    except PictureError as error:
-        message = f"{upload.name}: {error}"
-        kind: type[Problem] = ImageTooLarge if isinstance(error, PictureTooLargeError) else ImageInvalid
-        raise kind(message, errors=(FieldError(pointer=upload.pointer, message=str(error)),)) from error
-
-
-def explain(file: str, score: float, spec: ModuleSpec, reference: ScoreReference | None) -> Score:
-    """A bare score means nothing by itself: say where it lies among scores of held-out real images and of generated ones."""
-    return Score(
-        file=file,
-        score=score,
-        probability=_sigmoid(score) if spec.output.kind == "logit" else None,
-        percentile_real=None if reference is None else percentile(score, reference.real),
-        percentile_generated=None if reference is None else percentile(score, reference.generated),
-    )
-
-
-def percentile(score: float, quantiles: Sequence[float]) -> float:
-    """Percent of the reference that lies below a score, by linear interpolation between its quantiles; 0 below all, 100 above all."""
-    return round(float(np.interp(score, quantiles, np.linspace(0, 100, len(quantiles)))), 1)
-
-
-def _sigmoid(logit: float) -> float:
-    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
+def _wrong(field: str, message: str) -> Invalid:
+    return Invalid(f"{field}: {message}", errors=(FieldError(pointer=f"/{field}", message=message),))

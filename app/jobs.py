@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import Conflict, FieldError, Invalid, NotServed, UnknownJob, show
-from app.schemas import ArchitectureCard, Architectures, Job, JobProgress, Jobs, LossCard
+from app.schemas import ArchitectureCard, Architectures, Job, JobProgress, Jobs, LossCard, PenaltyCard
 from training import catalog
 from training.contract import FINISHED, JobStatus, TrainConfig, is_name, now
 from training.files import locks, runs
@@ -31,6 +31,7 @@ class WorkerSettings:
     """How workers run: where data and models lie, on what device, and with how many threads (one core is left to the service)."""
 
     datasets: Path
+    weights: Path
     repositories: tuple[Path, ...]
     device: str
     threads: int = num_training_threads()
@@ -206,6 +207,7 @@ class JobService:
         """Start a worker and wait for its end; its exit code."""
         folder, worker = (self._folder / id).resolve(), self._worker
         command = [sys.executable, "-m", "training.worker", str(folder), "--datasets", str(worker.datasets.resolve())]
+        command += ["--weights", str(worker.weights.resolve())]
         for repository in worker.repositories:
             command += ["--repository", str(repository.resolve())]
         command += ["--device", worker.device, "--threads", str(worker.threads), "--nice", str(worker.niceness)]
@@ -277,13 +279,14 @@ def _config(folder: Path) -> TrainConfig | None:
 
 
 def describe_catalog(datasets: Path) -> Architectures:
-    """Every architecture, loss and data set that a config may name.
+    """Every architecture, loss, penalty and data set that a config may name.
 
     Raises:
         NotServed: this process has no trainer.
     """
     try:
-        losses, architectures, known = catalog.losses(), catalog.architectures(), catalog.datasets(datasets)
+        losses, penalties, architectures = catalog.losses(), catalog.penalties(), catalog.architectures()
+        known = catalog.datasets(datasets)
     except ImportError as error:
         raise NotServed(f"this process serves only; it has no {error.name}") from error
     return Architectures(
@@ -293,14 +296,31 @@ def describe_catalog(datasets: Path) -> Architectures:
                 summary=_summary(kind),
                 source=kind.source,
                 inputs=list(kind.inputs),
+                conditions=list(kind.conditions),
                 options=kind.model_json_schema(),
-                losses=list(losses),
+                losses=[loss for loss in losses if loss not in kind.refused],
+                penalties=[penalty for penalty in penalties if penalty not in kind.refused],
+                recipe=dict(kind.recipe),
+                refused=dict(kind.refused),
             )
             for key, kind in architectures.items()
         ],
         losses=[
-            LossCard(name=key, summary=_summary(kind), source=kind.source, options=kind.model_json_schema()) for key, kind in losses.items()
+            LossCard(
+                name=key,
+                summary=_summary(kind),
+                source=kind.source,
+                options=kind.model_json_schema(),
+                recipe=dict(kind.recipe),
+                refused=dict(kind.refused),
+            )
+            for key, kind in losses.items()
         ],
+        penalties=[
+            PenaltyCard(name=key, summary=_summary(kind), source=kind.source, options=kind.model_json_schema())
+            for key, kind in penalties.items()
+        ],
+        extractors=catalog.extractors(),
         datasets=known,
     )
 

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Pixels = NDArray[np.uint8]
 BACKGROUND = 48  # a dark grey: the edges of black and of white pictures can be seen against it
 
 
@@ -15,12 +16,12 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def from_uint8(array: NDArray[np.uint8]) -> Tensor:
+def from_uint8(array: Pixels) -> Tensor:
     """Float32 in [-1, 1] on the CPU, the shape kept, to the bit as training scales them; `to_uint8` gives the same pixels back."""
     return torch.from_numpy(array.astype(np.float32)).mul_(1 / 127.5).sub_(1)
 
 
-def grid(images: Tensor, columns: int | None = None, padding_pixels: int = 2) -> NDArray[np.uint8]:
+def grid(images: Tensor, columns: int | None = None, padding_pixels: int = 2) -> Pixels:
     """One picture of many, row by row, with padding between the cells and none around them: one image is its own grid.
 
     Args:

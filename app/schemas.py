@@ -10,7 +10,9 @@ MAX_JSON_BYTES = 2**20
 MAX_LATENT_BYTES = 16 * 2**20  # where a body may hold latents
 MAX_UPLOAD_BYTES = 64 * 2**20
 DEFAULT_IMAGES = 16
+DEFAULT_IMAGES_A_CLASS = 8
 MAX_IMAGES = 256
+MAX_CANDIDATES = 4096
 MAX_ANCHORS = 16
 MAX_FRAMES = 256
 MAX_FILES = 64
@@ -46,16 +48,26 @@ class GenerateRequest(Body):
     model: ModelName
     version: Version | None = None
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = Field(
-        default=None, description="16 when left out, or as many as there are latents."
+        default=None, description='16 when left out, or as many as there are latents; 8 a class, as far as 256 go, with the labels "all".'
     )
     seed: Seed | None = Field(default=None, description="Image i has seed + i; drawn, and told, when left out.")
     latents: Annotated[Numbers, Field(max_length=MAX_IMAGES)] | None = Field(
         default=None, description="In place of a seed: one latent an image, as nested lists (num_images, *latent shape)."
     )
-    labels: Labels | None = Field(
-        default=None, description="For a model of classes: one for all images or one for each; a name, an index, or {name: weight}."
+    labels: Labels | Literal["all"] | None = Field(
+        default=None,
+        description="For a model of classes: one for all images or one for each; a name, an index, or {name: weight}. "
+        '"all" gives each class a row of the grid, in their order.',
     )
     truncation: Truncation | None = None
+    best_of: Annotated[int, Field(ge=2, le=64)] | None = Field(
+        default=None,
+        description="Draw so many candidates an image, and keep the one that the discriminator rates highest. Image i is one of the seeds "
+        f"from seed + i * best_of on, and its own is told. At most {MAX_CANDIDATES} candidates in all.",
+    )
+    part: Annotated[str, Field(min_length=1, max_length=63)] | None = Field(
+        default=None, description="A served part of the model, in place of its generator: see `parts` of GET /models."
+    )
     columns: Columns | None = None
     return_latents: bool = Field(default=False, description="Put the latents into the answer; only application/json has room for them.")
 
@@ -74,6 +86,21 @@ class DiscriminateRequest(Body):
     model: ModelName
     version: Version | None = None
     images: Annotated[list[str], Field(min_length=1, max_length=MAX_FILES, description="Base64 of PNG, JPEG, WebP, BMP or GIF files.")]
+    labels: Labels | None = Field(default=None, description="Where the discriminator judges labels: one for all images or one for each.")
+    sources: Annotated[list[str], Field(max_length=MAX_FILES)] | None = Field(
+        default=None,
+        description="Where the discriminator judges pairs: base64 of the picture that each image was made of, in order.",
+    )
+
+
+class TransformRequest(Body):
+    """A picture to make another of."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"model": "enhance", "image": EXAMPLE_PICTURE}})
+
+    model: ModelName
+    version: Version | None = None
+    image: str = Field(description="Base64 of a PNG, JPEG, WebP, BMP or GIF file.")
 
 
 class Anchor(Body):
@@ -130,7 +157,7 @@ class Pictures(BaseModel):
 
     model: str
     version: int
-    seeds: list[int] | None = Field(description="One an image; null where latents were given.")
+    seeds: list[int] | None = Field(description="One an image, which gives the same image alone; null where latents were given.")
     images: list[str] = Field(description="One PNG an image, base64.")
     latents: dict[str, JsonValue] | None = Field(default=None, description="By input name, (num_images, *shape), when asked for.")
 
@@ -153,6 +180,15 @@ class Scores(BaseModel):
     scores: list[Score]
 
 
+class PartCard(BaseModel):
+    """A further module of a version."""
+
+    name: str
+    inputs: list[TensorSpec]
+    output: TensorSpec
+    served: bool = Field(description="Whether /generate can run it, as `part`; each one can be fetched.")
+
+
 class ModelCard(BaseModel):
     """A model, by the version that answers where none is named."""
 
@@ -165,6 +201,9 @@ class ModelCard(BaseModel):
     inputs: list[TensorSpec] = Field(description="Of the generator, in call order.")
     output: TensorSpec
     has_discriminator: bool
+    conditions: list[TensorSpec] = Field(description="What the discriminator judges beside the picture: `labels` or `sources`.")
+    transforms: bool = Field(description="Whether it makes a picture of a picture, by /transform.")
+    parts: list[PartCard]
     batch_sizes: dict[str, list[int]] = Field(description="Padded batch sizes that were proved to give every row the same bits.")
     dataset: str
     created_at: str
@@ -217,6 +256,7 @@ class JobProgress(BaseModel):
     images_per_second: float | None
     seconds_left: float | None
     losses: dict[str, float]
+    evaluation: dict[str, float] = Field(description="The last one, on held-out images.")
 
 
 class Job(BaseModel):
@@ -250,8 +290,12 @@ class ArchitectureCard(BaseModel):
     summary: str
     source: str
     inputs: list[str] = Field(description="The kinds of the generator's inputs.")
+    conditions: list[str] = Field(description="The kinds of what its discriminator judges beside the image.")
     options: dict[str, JsonValue] = Field(description="JSON schema of `options`.")
-    losses: list[str]
+    losses: list[str] = Field(description="Those that it can be trained with.")
+    penalties: list[str] = Field(description="Those that it can be trained with.")
+    recipe: dict[str, JsonValue] = Field(description="Fields of the config that have another default here.")
+    refused: dict[str, str] = Field(description="What it cannot be trained with, and why.")
 
 
 class LossCard(BaseModel):
@@ -261,6 +305,17 @@ class LossCard(BaseModel):
     summary: str
     source: str
     options: dict[str, JsonValue] = Field(description="JSON schema of `loss_options`.")
+    recipe: dict[str, JsonValue] = Field(description="Fields of a config that have another default with it.")
+    refused: dict[str, str] = Field(description="Parts of a config that it cannot be used with, and why.")
+
+
+class PenaltyCard(BaseModel):
+    """A penalty on the discriminator's gradient, and what may be said of it in a config."""
+
+    name: str
+    summary: str
+    source: str
+    options: dict[str, JsonValue] = Field(description="JSON schema of `penalty_options`.")
 
 
 class Architectures(BaseModel):
@@ -268,6 +323,8 @@ class Architectures(BaseModel):
 
     architectures: list[ArchitectureCard]
     losses: list[LossCard]
+    penalties: list[PenaltyCard]
+    extractors: dict[str, str] = Field(description="By name, where the weights come from that an evaluation takes its features from.")
     datasets: list[DatasetCard]
 
 

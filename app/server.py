@@ -1,5 +1,6 @@
 """The real server: binds its port, says where the pages are, and serves until it is told to stop."""
 
+import json
 import logging
 import signal
 import socket
@@ -8,6 +9,7 @@ from typing import TextIO
 
 import uvicorn
 
+from app import examples
 from app.main import create_app
 from app.service import check
 from app.settings import Settings, SettingsError
@@ -33,7 +35,7 @@ def run(settings: Settings, out: TextIO) -> int:
     config = uvicorn.Config(app, timeout_graceful_shutdown=GRACE_SECONDS, log_config=None, access_log=False, server_header=False)
 
     def greet() -> None:
-        out.write(_greeting(host, port, app.state.service.first_model, needs_key=settings.api_key is not None))
+        out.write(_greeting(host, port, examples.sampling(app.state.service.store), needs_key=settings.api_key is not None))
         out.flush()
 
     server = _Server(config, greet)
@@ -67,15 +69,15 @@ def listen(settings: Settings) -> socket.socket:
     return listening
 
 
-def _greeting(host: str, port: int, model: str | None, *, needs_key: bool) -> str:
+def _greeting(host: str, port: int, example: examples.Example | None, *, needs_key: bool) -> str:
     base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     lines = [f"ganserve listens on {base}", f"  pages     {base}/docs (every route, to try)   {base}/models (what is served)"]
-    if model is None:
-        lines.append("  no model is here yet: train one with `ganserve train`, and it is served at once")
+    if example is None:
+        lines.append("  no model to sample from is here yet: train one with `ganserve train`, and it is served at once")
     else:
         key = ' -H "Authorization: Bearer $GANSERVE_API_KEY"' if needs_key else ""
-        body = f'{{"model": "{model}", "num_images": 16, "seed": 7}}'
-        lines.append(f"  try       curl -o {model}.png {base}/generate{key} -H 'Content-Type: application/json' -d '{body}'")
+        body = json.dumps({**example, "num_images": 16, "seed": 7})
+        lines.append(f"  try       curl -o {example['model']}.png {base}/generate{key} -H 'Content-Type: application/json' -d '{body}'")
     return "\n".join(lines) + "\n"
 
 

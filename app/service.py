@@ -50,11 +50,6 @@ class Service:
         if self.watcher.done():
             self.watcher.result()
 
-    @property
-    def first_model(self) -> str | None:
-        """The model that examples name."""
-        return next(iter(self.store.names), None)
-
 
 def pick_device(text: str) -> torch.device:
     """`auto` is the first GPU, or else the CPU.
@@ -111,7 +106,9 @@ async def running(settings: Settings) -> AsyncIterator[Service]:
         batcher = Batcher(num_threads=settings.engine_threads)
         stack.push_async_callback(batcher.aclose)
         store = Store(settings.models, device, batcher)
-        jobs = JobService(settings.jobs, WorkerSettings(settings.datasets, settings.models, settings.device), store.refresh)
+        jobs = JobService(
+            settings.jobs, WorkerSettings(settings.datasets, settings.weights, settings.models, settings.device), store.refresh
+        )
         await store.refresh()
         if settings.run_jobs:
             await jobs.start()

@@ -51,6 +51,11 @@ class Settings:
         return self.state / "datasets"
 
     @property
+    def weights(self) -> Path:
+        """Files of pretrained networks that were put there by hand."""
+        return self.state / "weights"
+
+    @property
     def jobs(self) -> Path:
         return self.state / "jobs"
 

@@ -4,6 +4,7 @@ An encoder knows which fields its kind takes, and nothing of architectures. A fi
 """
 
 import math
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -50,10 +51,13 @@ def fields_of(inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(field for spec in inputs for field in FIELDS_OF_KIND[spec.kind]))
 
 
-def encode(inputs: Sequence[TensorSpec], given: Fields, num_images: int) -> Encoded:
+def encode(inputs: Sequence[TensorSpec], given: Fields, num_images: int, num_candidates: int = 1) -> Encoded:
     """Tensors for every latent and label input; an image input is the caller's to add.
 
-    Image i has the seed `seed + i`; without seed and latents, a seed is drawn. Truncation scales drawn and given latents alike.
+    Row i has the seed `seed + i`; without seed and latents, a seed is drawn. Truncation scales drawn and given latents alike.
+
+    Args:
+        num_candidates: rows an image, one after the other, with its label.
 
     Raises:
         Invalid: a field that the model does not take, a value that is not allowed, or labels missing.
@@ -62,13 +66,17 @@ def encode(inputs: Sequence[TensorSpec], given: Fields, num_images: int) -> Enco
     tensors: dict[str, Tensor] = {}
     seeds = None
     if specs := [spec for spec in inputs if spec.kind == "latent"]:
-        seeds = None if given.latents is not None else _seeds(given.seed, num_images)
+        seeds = None if given.latents is not None else _seeds(given.seed, num_images * num_candidates)
         tensors |= latents.draw(specs, seeds) if seeds is not None else _given_latents(specs, given, num_images)
         if given.truncation is not None:
             tensors = latents.truncate(tensors, given.truncation)
     for spec in inputs:
         if spec.kind == "label":
-            tensors[spec.name] = encode_labels(spec, given.labels, num_images)
+            if given.labels is None:
+                raise _wrong(
+                    "/labels", f'{_allowed_labels("images", num_images)}, or "all" for a row of each class; {_classes(spec)}', None
+                )
+            tensors[spec.name] = encode_labels(spec, given.labels, num_images).repeat_interleave(num_candidates, 0)
     return Encoded(tensors, seeds)
 
 
@@ -100,7 +108,7 @@ def _seeds(first: int | None, count: int) -> tuple[int, ...]:
     if first is None:
         first = secrets.randbelow(MAX_SEED - count + 2)
     if first < 0 or first + count - 1 > MAX_SEED:
-        raise _wrong("/seed", f"{count} images from seed {first} end at {first + count - 1}; seeds are 0 to {MAX_SEED}", first)
+        raise _wrong("/seed", f"{count} seeds from {first} on end at {first + count - 1}; seeds are 0 to {MAX_SEED}", first)
     return tuple(range(first, first + count))
 
 
@@ -150,21 +158,50 @@ def _flatten(value: object, shape: tuple[int, ...], pointer: str, numbers: list[
 # --- labels -------------------------------------------------------------------------------------------------------------------
 
 
-def encode_labels(spec: TensorSpec, labels: Sequence[Label] | None, num_images: int) -> Tensor:
-    """Weights over the classes, each row summing to 1: (num_images, number of classes) float32.
+def every_class(spec: TensorSpec, num_images: int | None, columns: int, max_images: int) -> tuple[list[int], int]:
+    """A label an image, so that each class has a row of a grid, in the order of the classes.
 
     Args:
-        labels: one for all images, or one for each.
+        num_images: how many are asked for; None is for `columns` a class, or as many as `max_images` has room for.
+
+    Returns:
+        Indices of classes, ascending, one an image; and how many images a class has.
+
+    Raises:
+        Invalid: the images are no multiple of the classes, or the classes are too many.
+    """
+    num_classes = spec.shape[0]
+    if num_classes > max_images:
+        raise _wrong("/labels", f"this model has {num_classes} classes, and {max_images} images are the most; name the labels", "all")
+    num_images = num_images or num_classes * min(columns, max_images // num_classes)
+    if num_images % num_classes:
+        least, most = num_classes, max_images // num_classes * num_classes
+        message = f'with the labels "all" it is a multiple of the {num_classes} classes, {least} to {most}'
+        raise _wrong("/num_images", message, num_images)
+    per_class = num_images // num_classes
+    return [index for index in range(num_classes) for _ in range(per_class)], per_class
+
+
+def encode_labels(spec: TensorSpec, labels: Sequence[Label] | None, count: int, of: str = "images") -> Tensor:
+    """Weights over the classes, each row summing to 1: (count, number of classes) float32.
+
+    Args:
+        labels: one for all, or one for each; a text of digits that names no class is an index.
+        of: what they are the labels of, in a message.
 
     Raises:
         Invalid: none given, another number of them, an unknown class, or weights that cannot be scaled to sum to 1.
     """
-    if labels is None or len(labels) not in (1, num_images):
-        allowed = "one label for all images" + (f" or {num_images} labels" if num_images > 1 else "")
-        count = 0 if labels is None else len(labels)
-        raise _wrong("/labels", f"{allowed} can be given, and there {'is' if count == 1 else 'are'} {count}; {_classes(spec)}", count)
+    if labels is None or len(labels) not in (1, count):
+        given = len(labels or ())
+        message = f"{_allowed_labels(of, count)}, and there {'is' if given == 1 else 'are'} {given}; {_classes(spec)}"
+        raise _wrong("/labels", message, given)
     rows = [_weights(spec, label, f"/labels/{index}") for index, label in enumerate(labels)]
-    return torch.tensor(rows * (num_images if len(rows) == 1 else 1), dtype=torch.float32)
+    return torch.tensor(rows * (count if len(rows) == 1 else 1), dtype=torch.float32)
+
+
+def _allowed_labels(of: str, count: int) -> str:
+    return f"one label for all {of}" + (f" or {count} labels" if count > 1 else "") + " can be given"
 
 
 def _weights(spec: TensorSpec, label: Label, pointer: str) -> list[float]:
@@ -179,11 +216,11 @@ def _weights(spec: TensorSpec, label: Label, pointer: str) -> list[float]:
 
 
 def _class_index(spec: TensorSpec, key: str | int, pointer: str) -> int:
-    if isinstance(key, str):
-        if spec.classes is not None and key in spec.classes:
-            return spec.classes.index(key)
-    elif not isinstance(key, bool) and 0 <= key < spec.shape[0]:
-        return key
+    if isinstance(key, str) and key in (spec.classes or ()):
+        return (spec.classes or ()).index(key)
+    index = int(key) if isinstance(key, str) and re.fullmatch(r"[0-9]{1,9}", key) else key
+    if isinstance(index, int) and not isinstance(index, bool) and 0 <= index < spec.shape[0]:
+        return index
     raise _wrong(pointer, f"no such class; {_classes(spec)}", key)
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 
 from app.batcher import Batcher
-from app.engine import BrokenVersionError, Engine, ModuleName
+from app.engine import Engine, ModuleName
 from app.errors import NotFound, UnknownModel, UnknownVersion, did_you_mean, show
+from app.proving import BrokenVersionError
 from app.repository import Broken, Entry, Inventory, scan
-from training.contract import Manifest
+from training.contract import FileSpec, Manifest
 from training.files.directories import DamagedFileError, verify
 
 PRODUCTION = "production"
@@ -66,6 +67,12 @@ class _State:
 
     def good(self, name: str) -> dict[int, Entry]:
         return {number: entry for number, entry in self.inventory.entries.get(name, {}).items() if not self.reason(entry)}
+
+
+def _files(manifest: Manifest) -> dict[str, FileSpec]:
+    """Every file that the manifest names, by its name."""
+    modules = [manifest.generator, *([manifest.discriminator] if manifest.discriminator else []), *manifest.parts.values()]
+    return {file.file: file for file in [*(file for module in modules for file in module.files.values()), manifest.samples]}
 
 
 class Store:
@@ -123,17 +130,20 @@ class Store:
         self._resolve(name, None)
         return tuple(entry.manifest for entry in self._state.good(name).values() if entry.manifest is not None)
 
-    async def samples(self, name: str, version: int | str | None = None) -> Path:
-        """The verified PNG of a version's samples; raises as `engine` does.
+    async def file(self, name: str, version: int | str | None, file: str) -> tuple[Path, FileSpec]:
+        """A file that a version's manifest names, verified; raises as `engine` does.
 
         Raises:
-            NotFound: the file is no longer what the manifest says.
+            NotFound: the manifest names no such file, or it is no longer what the manifest says.
         """
         entry = self._resolve(name, version)
+        files = _files(self.manifest(name, entry.number))
+        if file not in files:
+            raise NotFound(f"{name} version {entry.number} has no file {show(file)}; there are: {', '.join(files)}")
         try:
-            return await asyncio.to_thread(verify, entry.folder, self.manifest(name, entry.number).samples)
+            return await asyncio.to_thread(verify, entry.folder, files[file]), files[file]
         except (DamagedFileError, OSError) as error:
-            raise NotFound(f"the samples of {name} version {entry.number} are damaged or gone; other versions may have theirs") from error
+            raise NotFound(f"{file} of {name} version {entry.number} is damaged or gone; other versions may have theirs") from error
 
     def served(self, name: str) -> Served:
         """One model of the listing; raises as `engine` does."""

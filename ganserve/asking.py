@@ -1,4 +1,4 @@
-"""`ganserve generate`, `interpolate` and `discriminate`: the service's three questions, from the console."""
+"""`ganserve generate`, `interpolate`, `transform` and `discriminate`: the service's questions, from the console."""
 
 import re
 from pathlib import Path
@@ -20,6 +20,7 @@ STILLS = {
     ".json": "application/json",
 }
 FRAMES = STILLS | {".gif": "image/gif"}
+PICTURES = {ending: form for ending, form in STILLS.items() if form.startswith("image/")}
 
 Model = Annotated[str, Parameter(help="A model, or `model/version` with a number or an alias.")]
 Output = Annotated[Path, Parameter(name=["--output", "-o"], help="File to write; its ending chooses the form.")]
@@ -29,17 +30,36 @@ def generate(
     model: Model,
     /,
     *,
-    num_images: Annotated[int, Parameter(name=["--num-images", "-n"], help="How many, 1 to 256.")] = 16,
+    num_images: Annotated[
+        int | None,
+        Parameter(name=["--num-images", "-n"], help="How many, 1 to 256; 16 when left out, or 8 of each class."),
+    ] = None,
     seed: Annotated[int | None, Parameter(help="Of the first image; the next ones follow. Drawn, and told, when left out.")] = None,
     truncation: Annotated[float | None, Parameter(help="0 to 1: scales latents towards their mean.")] = None,
     columns: Annotated[int | None, Parameter(help="Images in a row; near square when left out.")] = None,
-    labels: Annotated[tuple[str, ...], Parameter(help="For a model of classes: one for all images, or one for each.")] = (),
+    labels: Annotated[
+        tuple[str, ...],
+        Parameter(consume_multiple=True, help="For a model of classes: one for all images, one for each, or `all`: a row of each class."),
+    ] = (),
+    best_of: Annotated[
+        int | None, Parameter(help="Draw so many candidates an image, 2 to 64; the one that the discriminator rates highest is kept.")
+    ] = None,
+    part: Annotated[str | None, Parameter(help="A part of the model that runs in place of its generator.")] = None,
     output: Output = Path("generated.png"),
     connection: Connection = Connection(),
 ) -> None:
     """Make images: a grid as .png, .jpg or .webp, or single ones as .zip, .npy or .json."""
     form = form_of(output, STILLS)
-    body = _body(model, num_images=num_images, seed=seed, truncation=truncation, columns=columns, labels=list(labels) or None)
+    body = _body(
+        model,
+        num_images=num_images,
+        seed=seed,
+        truncation=truncation,
+        columns=columns,
+        labels="all" if labels == ("all",) else list(labels) or None,
+        best_of=best_of,
+        part=part,
+    )
 
     async def question(client: httpx.AsyncClient) -> httpx.Response:
         return check(await client.post("/generate", json=body, headers={"Accept": form}))
@@ -55,6 +75,9 @@ def interpolate(
     steps: Annotated[int, Parameter(help="Frames between two neighbours.")] = 8,
     method: Annotated[Literal["slerp", "lerp"], Parameter(help="slerp keeps the latent's length; lerp is the straight line.")] = "slerp",
     truncation: Annotated[float | None, Parameter(help="0 to 1: scales latents towards their mean.")] = None,
+    labels: Annotated[
+        tuple[str, ...], Parameter(consume_multiple=True, help="For a model of classes: one for all seeds, or one for each.")
+    ] = (),
     columns: Annotated[int | None, Parameter(help="Frames in a row: a grid in place of a strip.")] = None,
     frames_per_second: Annotated[float | None, Parameter(help="Of an animation; 12 when left out.")] = None,
     animate: Annotated[bool, Parameter(help="Make a .webp move; a .gif always does.")] = False,
@@ -70,6 +93,7 @@ def interpolate(
         steps=steps,
         method=method,
         truncation=truncation,
+        labels=list(labels) or None,
         columns=columns,
         frames_per_second=frames_per_second,
         layout=layout,
@@ -81,16 +105,43 @@ def interpolate(
     _save(connection.ask(question), output)
 
 
+def transform(
+    model: Model,
+    file: Annotated[Path, Parameter(help="A picture, of a size that the model takes.")],
+    /,
+    *,
+    output: Output = Path("transformed.png"),
+    connection: Connection = Connection(),
+) -> None:
+    """Make a picture of a picture, as .png, .jpg or .webp, with a model that does so."""
+    form = form_of(output, PICTURES)
+    fields = {key: str(value) for key, value in _body(model).items()}
+    parts = [("file", (file.name, _read(file)))]
+
+    async def question(client: httpx.AsyncClient) -> httpx.Response:
+        return check(await client.post("/transform", data=fields, files=parts, headers={"Accept": form}))
+
+    _save(connection.ask(question), output)
+
+
 def discriminate(
     model: Model,
     files: Annotated[tuple[Path, ...], Parameter(help="Pictures, 1 to 64.")],
     /,
     *,
+    labels: Annotated[
+        tuple[str, ...], Parameter(consume_multiple=True, help="Where classes are judged too: one for all files, or one for each.")
+    ] = (),
+    sources: Annotated[
+        tuple[Path, ...], Parameter(consume_multiple=True, help="Where pairs are judged: the picture that each file was made of, in order.")
+    ] = (),
     connection: Connection = Connection(),
 ) -> None:
     """Score pictures with a model's discriminator, and say where the scores lie among real and generated ones."""
-    form = {key: str(value) for key, value in _body(model).items()}
+    form: dict[str, str | list[str]] = {key: str(value) for key, value in _body(model).items()}
+    form |= {"labels": list(labels)} if labels else {}
     parts = [("files", (path.name, _read(path))) for path in files]
+    parts += [("sources", (path.name, _read(path))) for path in sources]
 
     async def question(client: httpx.AsyncClient) -> httpx.Response:
         return check(await client.post("/discriminate", data=form, files=parts))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import cyclopts
 from pydantic import ValidationError
 
-from ganserve.asking import discriminate, generate, interpolate
+from ganserve.asking import discriminate, generate, interpolate, transform
 from ganserve.datasets import datasets_app
 from ganserve.jobs import jobs_app
 from ganserve.models import architectures, models_app
@@ -25,6 +25,7 @@ app.command(serve)
 app.command(train)
 app.command(generate)
 app.command(interpolate)
+app.command(transform)
 app.command(discriminate)
 app.command(models_app)
 app.command(jobs_app)

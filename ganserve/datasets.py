@@ -1,7 +1,7 @@
 """`ganserve datasets`: add, list and show sets of images. Only here are data sets downloaded."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -40,6 +40,12 @@ def add(
         Literal[1, 3] | None,
         cyclopts.Parameter(help="1 (grey) or 3 (colour) for a folder; 1 by default where all pictures are grey files."),
     ] = None,
+    tiles: Annotated[bool, cyclopts.Parameter(help="Cut each picture into squares of --size, unresized; for super-resolution.")] = False,
+    pairs: Annotated[
+        bool, cyclopts.Parameter(help="Source in the left half and target in the right; or two folders, source and target, of equal names.")
+    ] = False,
+    swap: Annotated[bool, cyclopts.Parameter(help="Of pairs, make the sources targets and the targets sources.")] = False,
+    source_channels: Annotated[Literal[1, 3] | None, cyclopts.Parameter(help="Of pairs, the same as --channels, for the sources.")] = None,
     register_as: Annotated[str | None, cyclopts.Parameter(name="--as", help="Another name for a published set, mnist-32 say.")] = None,
     licence: Annotated[str | None, cyclopts.Parameter(help="Licence of a folder's pictures, kept on the card.")] = None,
     state: State = DEFAULT_STATE,
@@ -48,7 +54,11 @@ def add(
     from training import datasets
 
     if path is None:
-        _refuse({"--channels": channels, "--licence": licence}, "a folder of pictures; give its PATH after the name")
+        _refuse(
+            {"--channels": channels, "--licence": licence, "--tiles": tiles, "--pairs": pairs, "--swap": swap}
+            | {"--source-channels": source_channels},
+            "a folder of pictures; give its PATH after the name",
+        )
         target = register_as or name
         datasets.check_free(target, state / "datasets")  # before anything is downloaded
         pictures = _published(name, data_dir, state, split, size)
@@ -56,7 +66,10 @@ def add(
         _refuse({"--data-dir": data_dir, "--split": split, "--as": register_as}, "published sets; leave it out with a PATH")
         target = name
         datasets.check_free(target, state / "datasets")
-        pictures = _folder(name, path, size, channels, licence)
+        _refuse_published(name, path)
+        pictures = _folder(path, size, channels, licence, tiles=tiles, pairs=pairs, swap=swap, source_channels=source_channels)
+    for note in pictures.notes:
+        print(note, file=sys.stderr)
     with _progress(pictures.num_files) as progress:
         card = datasets.write(target, state / "datasets", pictures.about, pictures.batches, progress)
     print(f"registered {_line(card)}")
@@ -79,7 +92,10 @@ def show(
     name: Annotated[str, cyclopts.Parameter(help="A registered or built-in set.")],
     /,
     *,
-    sheet: Annotated[Path | None, cyclopts.Parameter(help="Write a PNG of 64 images, spread evenly over the set, to this file.")] = None,
+    sheet: Annotated[
+        Path | None,
+        cyclopts.Parameter(help="Write a PNG of 64 images, spread evenly over the set, to this file; sources lie on their left."),
+    ] = None,
     state: State = DEFAULT_STATE,
 ) -> None:
     """Show a set's card."""
@@ -97,12 +113,12 @@ def show(
         print(f"sheet     {sheet}")
 
 
-def _refuse(flags: dict[str, object], what: str) -> None:
+def _refuse(flags: Mapping[str, object], what: str) -> None:
     """An option that would do nothing is refused."""
     from training.datasets import DatasetError
 
     for flag, value in flags.items():
-        if value is not None:
+        if value is not None and value is not False:
             raise DatasetError(f"{flag} is for {what}")
 
 
@@ -115,14 +131,34 @@ def _published(name: str, data_dir: Path | None, state: Path, split: Split | Non
     return published(name, data_dir or state / "downloads", split=split, size=size)
 
 
-def _folder(name: str, path: Path, size: int | None, channels: int | None, licence: str | None) -> "Pictures":
-    from training.dataset_folders import pictures_in
+def _refuse_published(name: str, path: Path) -> None:
     from training.dataset_sources import SOURCES
     from training.datasets import DatasetError
 
     if name in SOURCES:
         raise DatasetError(f"{name} names a published set: choose another name for {path}, or give its files with --data-dir {path}")
-    return pictures_in(path, size=64 if size is None else size, channels=channels, licence=licence or "not stated")
+
+
+def _folder(
+    path: Path,
+    size: int | None,
+    channels: int | None,
+    licence: str | None,
+    *,
+    tiles: bool,
+    pairs: bool,
+    swap: bool,
+    source_channels: int | None,
+) -> "Pictures":
+    from training.dataset_folders import pictures_in
+    from training.dataset_pairs import pairs_in
+
+    size, licence = 64 if size is None else size, licence or "not stated"
+    if not pairs:
+        _refuse({"--swap": swap, "--source-channels": source_channels}, "pairs; give --pairs too, or leave it out")
+        return pictures_in(path, size=size, channels=channels, tiles=tiles, licence=licence)
+    _refuse({"--tiles": tiles}, "pictures without sources, since a super-resolution model makes its own; leave it or --pairs out")
+    return pairs_in(path, size=size, channels=channels, source_channels=source_channels, swap=swap, licence=licence)
 
 
 @contextmanager
@@ -156,7 +192,9 @@ class _Lines:
 def _line(card: "DatasetCard") -> str:
     channels, height, width = card.shape
     classes = f", {len(card.class_names)} classes" if card.class_names else ""
-    return f"{card.name}: {card.num_images:,} images of {channels} x {height} x {width}{classes}"
+    groups = f", {card.num_groups:,} groups" if card.num_groups else ""
+    sources = f", paired with sources of {' x '.join(map(str, card.source_shape))}" if card.source_shape else ""
+    return f"{card.name}: {card.num_images:,} images of {channels} x {height} x {width}{classes}{groups}{sources}"
 
 
 def _tell_skipped(card: "DatasetCard") -> None:
@@ -168,7 +206,7 @@ def _tell_skipped(card: "DatasetCard") -> None:
 
 
 def _write_sheet(dataset: "Dataset", path: Path) -> None:
-    """Up to 64 images, spread evenly over the set, 8 in a row."""
+    """Up to 64 images, spread evenly over the set, 8 in a row, each with its source on its left where there is one."""
     import numpy as np
     from PIL import Image
 
@@ -176,6 +214,10 @@ def _write_sheet(dataset: "Dataset", path: Path) -> None:
 
     chosen = np.linspace(0, dataset.card.num_images - 1, min(64, dataset.card.num_images)).astype(int)
     tiles = dataset.images[chosen].transpose(0, 2, 3, 1)  # (n, H, W, C)
+    if dataset.sources is not None:
+        sources = dataset.sources[chosen].transpose(0, 2, 3, 1)
+        colour = (*tiles.shape[:3], max(tiles.shape[3], sources.shape[3]))
+        tiles = np.concatenate([np.broadcast_to(sources, colour), np.broadcast_to(tiles, colour)], axis=2)
     _, height, width, channels = tiles.shape
     sheet = np.full((-(-len(tiles) // 8) * height, 8 * width, channels), 255, np.uint8)
     for index, tile in enumerate(tiles):

@@ -72,15 +72,16 @@ def alias(
 
 
 def architectures(*, connection: Connection = Connection()) -> None:
-    """List what can be trained: architectures and losses with their options, and data sets."""
+    """List what can be trained: architectures, losses and penalties with their options, and data sets."""
 
     async def question(client: httpx.AsyncClient) -> httpx.Response:
         return check(await client.get("/architectures"))
 
     catalog = connection.ask(question).json()
-    for kind, prefix in (("architectures", "options"), ("losses", "loss-options")):
-        for entry in catalog[kind]:
-            print(f"{kind[:-1] if kind == 'architectures' else 'loss'} {entry['name']}: {entry['summary']} {entry['source']}")
+    kinds = (("architecture", "architectures", "options"), ("loss", "losses", "loss-options"), ("penalty", "penalties", "penalty-options"))
+    for kind, field, prefix in kinds:
+        for entry in catalog[field]:
+            print(f"{kind} {entry['name']}: {entry['summary']} {entry['source']}")
             for name, option in entry["options"].get("properties", {}).items():
                 print(f"    --{prefix}.{name.replace('_', '-')} ({json.dumps(option['default'])}): {option.get('description', '')}")
     for dataset in catalog["datasets"]:

@@ -12,6 +12,7 @@ from training.contract import JobStatus, TrainConfig
 from training.worker import Listener
 
 SECONDS_BETWEEN_LINES = 10.0
+_SHORT = {"discriminator_loss": "D", "generator_loss": "G", "reconstruction_loss": "R", "penalty": "P"}
 
 
 def describe(status: JobStatus) -> str:
@@ -20,9 +21,12 @@ def describe(status: JobStatus) -> str:
     parts = [f"{progress.images:,} of {progress.total_images:,} images"]
     if progress.images_per_second is not None:
         parts.append(f"{progress.images_per_second:,.0f} images/s")
-    short = {"discriminator_loss": "D", "generator_loss": "G"}
-    if losses := [f"{short[name]} {value:.2f}" for name, value in progress.losses.items() if name in short]:
+    terms = {name.rpartition("/")[2]: value for name, value in progress.losses.items()}  # of several games, the one that is played
+    if losses := [f"{short} {terms[name]:.2f}" for name, short in _SHORT.items() if name in terms]:
         parts.append(f"losses {' '.join(losses)}")
+    if progress.evaluation:
+        name, value = next(iter(progress.evaluation.items()))
+        parts.append(f"{name} {value:.4g}")
     if progress.seconds_left is not None:
         minutes, seconds = divmod(round(progress.seconds_left), 60)
         hours, minutes = divmod(minutes, 60)

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from pydantic import ConfigDict, Field
 
 from ganserve.places import Device, Repositories, State, Threads, settings
-from training.contract import OptimizerConfig, TrainConfig, UserError
+from training.contract import Augmentations, OptimizerConfig, TrainConfig, UserError
 
 
 class OptimizerFlags(OptimizerConfig):
@@ -30,12 +30,18 @@ class TrainFlags(TrainConfig):
     loss_options: dict[str, str] = Field(  # type: ignore[assignment]
         default={}, description="The loss's own options, as --loss-options.label-smoothing 0.1."
     )
+    penalty_options: dict[str, str] = Field(  # type: ignore[assignment]
+        default={}, description="The penalty's own options, as --penalty-options.weight 5."
+    )
+    diff_augment: Annotated[Augmentations, Parameter(consume_multiple=True)] = Field(
+        default=(), description=f"{TrainConfig.model_fields['diff_augment'].description}"
+    )
     generator: OptimizerFlags = Field(default=OptimizerFlags(), description="Of the generator alone.")
     discriminator: OptimizerFlags = Field(default=OptimizerFlags(), description="Of the discriminator alone.")
 
     def config(self) -> TrainConfig:
         values = self.model_dump(mode="json", exclude_unset=True)
-        for key in {"options", "loss_options"} & values.keys():
+        for key in {"options", "loss_options", "penalty_options"} & values.keys():
             values[key] = {name.replace("-", "_"): _value(word) for name, word in values[key].items()}
         return TrainConfig.model_validate_json(json.dumps(values))
 
@@ -66,7 +72,8 @@ def train(
     found = settings(models, state, device, threads)
     from ganserve.progress import telling
     from training.files import runs
-    from training.worker import STOPPED, Places, pick_device, work
+    from training.preparation import Places
+    from training.worker import STOPPED, pick_device, work
 
     on = pick_device(found.device)
     try:
@@ -76,7 +83,7 @@ def train(
     folder = _prepare(flags, resume, run_dir, found.datasets, found.state / "runs", found.models)
     print(f"run directory: {folder}", file=sys.stderr)
     with telling() as listener:
-        code = work(folder, Places(found.datasets, found.models), on, listener, found.threads)
+        code = work(folder, Places(found.datasets, found.models, found.weights), on, listener, found.threads)
     status = runs.read_status(folder)
     if code == STOPPED:
         places = [word for path in models for word in ("--models", str(path))] + (["--state", str(state)] if state else [])

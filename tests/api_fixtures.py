@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from api_client import Api, serving
 from servers import ROOT
+from tiny_versions import beside, enlarging, label_judging, labelled, normalising, pair_judging, publish, single, stages
 
 from app.settings import Settings
 from training.contract import Manifest
@@ -22,5 +23,23 @@ def api(tmp_path_factory: pytest.TempPathFactory, make_version: Callable[..., Ma
     make_version(models, "labelled", classes=("cat", "dog", "fox"))
     make_version(models, "critic", critic=True)
     make_version(models, "blind", with_discriminator=False)
+    with serving(Settings(models=(models,), state=folder / "state", run_jobs=False)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """Serves tiny models of what the demo models are not: `enlarge` (colour, any size, twice as large, in tiles), `whole` (grey, even
+    sides, never tiled), `fixed` (grey, 8 x 8), `pairs` (fixed, and its discriminator judges pairs), `classes` (labels, for both
+    networks), `staged` (a part that runs and one that does not), `beside` (a latent and a picture). Starts no jobs."""
+    folder = tmp_path_factory.mktemp("kinds")
+    models = folder / "models"
+    publish(models, "enlarge", enlarging())
+    publish(models, "whole", normalising(), discriminator=pair_judging())
+    publish(models, "fixed", normalising(size=8))
+    publish(models, "pairs", normalising(size=8), discriminator=pair_judging(size=8))
+    publish(models, "classes", labelled(), discriminator=label_judging())
+    publish(models, "staged", single(), parts={"stages": stages(), "level-0": enlarging(1)})
+    publish(models, "beside", beside())
     with serving(Settings(models=(models,), state=folder / "state", run_jobs=False)) as client:
         yield client

@@ -13,6 +13,7 @@ from pathlib import Path
 import cyclopts
 import numpy as np
 import pytest
+import tiny_versions
 from api_client import Pixels, cells, picture
 from consoles import SECONDS, Console
 from PIL import Image
@@ -44,6 +45,7 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "train",
         "generate",
         "interpolate",
+        "transform",
         "discriminate",
         "models",
         "jobs",
@@ -119,7 +121,7 @@ def test_without_a_command_there_is_help(console: Console) -> None:
         ("serve --host ::", ":: can be reached from other machines"),
         ("serve --host 192.0.2.1", "192.0.2.1 can be reached"),
         ("serve --device nonsense", "device 'nonsense' is not to be had here"),
-        ("train --architecture dcgna", "architecture: 'dcgna' is unknown; known: dcgan, mlp"),
+        ("train --architecture dcgna", "architecture: 'dcgna' is unknown; known: .*dcgan, .*mlp"),
         ("train --total-images 5", "total_images 5 is less than one batch of 64"),
         ("train --total-images many", "--total-images is 'many': input should be a valid integer"),
         ("train --learning-rate nan", "--learning-rate is 'nan': input should be a finite number"),
@@ -219,7 +221,18 @@ def num_frames(name: str) -> int:
         ("interpolate digits 1", "anchors is "),
         ("interpolate digits 1 2 --steps 300", "steps is 300: "),
         ("interpolate digits 1 2 --frames-per-second 5", "frames_per_second has no effect on a still"),
+        ("generate digits --best-of 65", "best_of is 65: "),
+        ("generate digits --part stages", "part: digits has no part 'stages'; parts to run: none"),
+        ("interpolate digits 1 2 --labels cat", "labels: this model takes seed, latents, truncation"),
         ("discriminate digits {root}/README.md", "README.md: this is no picture that can be read"),
+        ("discriminate digits {root}/docs/images/one.png --labels 3", "labels: the discriminator of digits takes no labels"),
+        ("discriminate digits {root}/docs/images/one.png --sources {root}/docs/images/one.png", "digits takes no sources"),
+        (
+            "transform digits {root}/docs/images/one.png",
+            "digits makes images of latent, and this route wants",
+        ),
+        ("transform digits {root}/docs/images/one.png -o x.zip", "x.zip ends in '.zip'; the endings .png, .jpg, .jpeg, .webp are allowed"),
+        ("transform digits nothing.png", "nothing.png cannot be read: No such file or directory"),
         ("models show digits?x", "there is no model 'digits.x'"),
         ("models show digits/9", "has no version"),
         ("jobs cancel nothing", "there is no job 'nothing'"),
@@ -292,6 +305,36 @@ def test_discriminate_scores_each_file_and_says_what_that_means(console: Console
     assert float(found[0][1]) > float(found[1][1])
 
 
+def test_the_best_of_several_is_told_by_its_seed(console: Console, there: list[str]) -> None:
+    said = console.done("generate", "digits", "-n", "1", "--seed", "7", "--best-of", "4", "-o", "best.png", *there)
+    seed = said.rstrip().removeprefix("best.png: digits version 1, seed ")
+    assert seed in ("7", "8", "9", "10")
+    console.done("generate", "digits", "-n", "1", "--seed", seed, "-o", "same.png", *there)
+    assert np.array_equal(read("same.png"), read("best.png"))
+
+
+def test_models_of_classes_pairs_parts_and_pictures_are_asked_too(console: Console, tmp_path: Path) -> None:
+    models = tmp_path / "kinds"
+    tiny_versions.publish(models, "classes", tiny_versions.labelled(), discriminator=tiny_versions.label_judging())
+    tiny_versions.publish(models, "enlarge", tiny_versions.enlarging(1), discriminator=tiny_versions.pair_judging())
+    tiny_versions.publish(models, "staged", tiny_versions.single(), parts={"stages": tiny_versions.stages()})
+    where = ["--models", models, "--device", "cpu"]
+    console.done("generate", "classes", "--labels", "all", "-o", "all.png", *where)
+    assert read("all.png").shape == (28, 78)
+    console.done("interpolate", "classes", "3", "3", "--labels", "cat", "2", "--steps", "1", "-o", "walk.png", *where)
+    assert read("walk.png").shape == (8, 28)
+    console.done("generate", "staged", "-n", "2", "--part", "stages", "-o", "stages.png", *where)
+    assert read("stages.png").shape == (18, 16)
+    Image.effect_noise((20, 12), 100).save("small.png")
+    assert console.done("transform", "enlarge", "small.png", *where) == "transformed.png: enlarge version 1\n"
+    assert read("transformed.png").shape == (24, 40)
+    console.done("transform", "enlarge/1", "small.png", "-o", "big.webp", *where)
+    assert console.done("discriminate", "enlarge", "transformed.png", "--sources", "small.png", *where).startswith("transformed.png: score")
+    Image.effect_noise((8, 8), 100).save("tiny.png")
+    scores = [console.done("discriminate", "classes", "tiny.png", "--labels", label, *where) for label in ("cat", "fox")]
+    assert scores[0] != scores[1]
+
+
 def test_a_running_server_is_asked_of_models_jobs_and_architectures(
     console: Console, server: str, there: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,7 +391,14 @@ def test_jobs_are_listed_shown_and_cancelled_where_no_server_runs(console: Conso
 
 def test_architectures_are_listed_with_their_options(console: Console) -> None:
     text = console.done("architectures")
-    for part in ("architecture mlp: ", "architecture dcgan: ", "--options.latent-size (128): ", "loss non-saturating: "):
+    for part in (
+        "architecture mlp: ",
+        "architecture dcgan: ",
+        "--options.latent-size (128): ",
+        "loss non-saturating: ",
+        "penalty r1: ",
+        "--penalty-options.weight (1.0): ",
+    ):
         assert part in text
     assert "data set fashion-mnist-10k: 10,000 images of 1x28x28" in text
 

@@ -14,7 +14,10 @@ from training.contract import TrainConfig
 from training.files import runs
 
 pytest_plugins = ["console_fixtures"]
-TINY = ["--architecture", "mlp", "--options.generator-widths", "[8]", "--options.discriminator-widths", "[8]", "--options.latent-size", "4"]
+TINY = [
+    *("--architecture", "mlp", "--options.generator-widths", "[8]", "--options.discriminator-widths", "[8]", "--options.latent-size", "4"),
+    *("--num-evaluated", "0"),
+]
 
 
 @dataclass(frozen=True)

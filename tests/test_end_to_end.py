@@ -19,7 +19,13 @@ from servers import ROOT, Server
 from training.files import runs
 from training.files.locks import is_held
 
-TINY = {"name": "tiny", "architecture": "mlp", "options": {"generator_widths": [32], "discriminator_widths": [16]}, "total_images": 6400}
+TINY = {
+    "name": "tiny",
+    "architecture": "mlp",
+    "options": {"generator_widths": [32], "discriminator_widths": [16]},
+    "total_images": 6400,
+    "num_evaluated": 0,
+}
 JOB_SECONDS = 120
 Start = Callable[..., Server]
 
@@ -175,7 +181,8 @@ def test_generate_is_answered_while_a_job_trains_and_a_running_job_can_be_cancel
 
 def test_a_version_published_by_the_command_line_is_served_without_a_restart(start: Start, tmp_path: Path) -> None:
     server = start(models=[tmp_path / "models"])
-    command = [str(Path(sys.executable).parent / "ganserve"), "train", "--name", "tiny", "--architecture", "mlp", "--total-images", "640"]
+    command = [str(Path(sys.executable).parent / "ganserve"), "train", "--name", "tiny", "--architecture", "mlp"]
+    command += ["--total-images", "640", "--num-evaluated", "8"]
     command += ["--options.generator-widths", "[32]", "--models", str(tmp_path / "models"), "--state", str(tmp_path / "other")]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert finished.returncode == 0, finished.stderr

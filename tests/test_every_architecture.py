@@ -1,110 +1,120 @@
-"""The catalogue is the matrix: an architecture or a loss that is added is tested here without a new test."""
+"""The catalogue is the matrix: an architecture, a loss or a penalty that is added is tested here without a new test."""
 
 import json
-import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from tiny import CLASSES, batch_of, data_for, tiny
+from torch import Tensor
 
 from training import catalog, datasets, export
-from training.contract import DatasetCard, Manifest, OptimizerConfig, TrainConfig
-from training.data import Batches, to_images
+from training.combination import Combination
+from training.contract import Manifest, OptimizerConfig, TensorSpec, TrainConfig
+from training.data import Batches, rows_of
 from training.datasets import About, Batch, Dataset
-from training.export import Provenance
+from training.export import HeldOut, Provenance
 from training.files import versions
-from training.game import Architecture, DataSpec, Player, UnsuitableDataError
-from training.loop import Match, Training
+from training.game import Architecture, DataSpec, Game, Player, Tensors, Terms, UnsuitableDataError
+from training.loop import Training
 from training.losses import AdversarialLoss
+from training.match import Match, Rules
+from training.penalties import Penalty
 
 CPU = torch.device("cpu")
-ARCHITECTURES, LOSSES = catalog.architectures(), catalog.losses()
-SHAPES = [(channels, size, size) for size in (16, 28, 32) for channels in (1, 3)]
-# A tiny value for each name of an option; one that is not here keeps its default, which must then be cheap.
-TINY: dict[str, object] = {
-    "latent_size": 4,
-    "generator_width": 4,
-    "discriminator_width": 4,
-    "generator_widths": (8, 8),
-    "discriminator_widths": (8, 8),
-}
+ARCHITECTURES, LOSSES, PENALTIES = catalog.architectures(), catalog.losses(), catalog.penalties()
+NORMS = ("batch", "sample", "none")
+AUGMENTATIONS = ("color", "translation", "cutout")
 
 
-def tiny(key: str, **options: object) -> Architecture:
-    kind = ARCHITECTURES[key]
-    return kind.model_validate({name: value for name, value in TINY.items() if name in kind.model_fields} | options)
+def dataset_of(data: DataSpec, folder: Path, count: int = 24) -> Dataset:
+    """A registered set of random images, with classes and sources where the data have them."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (count, *data.shape), dtype=np.uint8)
+    sources = None if data.source_shape is None else random.integers(0, 256, (count, *data.source_shape), dtype=np.uint8)
+    labels = np.arange(count, dtype=np.int64) % len(CLASSES)
+    about = About(data.shape, "a test", "CC0", data.class_names, data.source_shape)
+    return register(folder, about, Batch(images, labels, sources=sources))
 
 
-def allowed(key: str, shape: tuple[int, int, int]) -> bool:
-    try:
-        tiny(key).check(DataSpec(shape))
-    except UnsuitableDataError:
-        return False
-    return True
-
-
-def training_of(
-    architecture: Architecture, loss: AdversarialLoss, dataset: Dataset, **changes: object
-) -> tuple[Training, Callable[[], dict[str, Player]]]:
-    """A training as the worker builds it, and the players as it would publish them."""
-    adam = OptimizerConfig(learning_rate=0.002, betas=(0.5, 0.999))
-    config = TrainConfig.model_validate({"batch_size": 8, "generator": adam, "discriminator": adam} | changes)
-    spec = DataSpec.of(dataset.card)
-    torch.manual_seed(config.seed)
-    games = architecture.games(spec, samplewise_critic=loss.samplewise_critic)
-    matches = {key: Match.of(game, config, CPU) for key, game in games.items()}
-    rows = torch.arange(len(dataset.images))
-    batches = Batches(dataset, rows, config.batch_size, torch.Generator().manual_seed(config.seed + 1), CPU)
-    training = Training(matches, loss, batches, config, torch.Generator().manual_seed(config.seed + 2))
-
-    def players() -> dict[str, Player]:
-        averaged = {key: match.averaged_game for key, match in matches.items()}
-        return architecture.players(averaged, data=spec, score=loss.score)
-
-    return training, players
-
-
-def write_set(folder: Path, images: np.ndarray) -> Dataset:
-    name = "x".join(map(str, images.shape[1:]))
-    channels, height, width = images.shape[1:]
-    datasets.write(name, folder, About((channels, height, width), "a test", "CC0"), [Batch(images)])
+def register(folder: Path, about: About, batch: Batch) -> Dataset:
+    name = "x".join(map(str, about.shape))
+    if not (folder / name).exists():
+        datasets.write(name, folder, about, [batch])
     return datasets.load(name, folder)
 
 
 @pytest.fixture(scope="module")
-def random_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, ...], Dataset]:
-    folder, random = tmp_path_factory.mktemp("datasets"), np.random.default_rng(0)
-    return {shape: write_set(folder, random.integers(0, 256, (24, *shape), dtype=np.uint8)) for shape in SHAPES}
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Dataset]:
+    folder = tmp_path_factory.mktemp("datasets")
+    return lambda key: dataset_of(data_for(key), folder)
 
 
-CELLS = [(key, loss, shape) for key in ARCHITECTURES for loss in LOSSES for shape in SHAPES if allowed(key, shape)]
+def train(combination: Combination, dataset: Dataset, **changes: object) -> tuple[Training, Callable[[], dict[str, Player]]]:
+    """A training as the worker builds it, and the players as it would publish them."""
+    adam = OptimizerConfig(learning_rate=0.002, betas=(0.5, 0.999))
+    tricks = {"spectral_norm": combination.spectral_norm, "diff_augment": AUGMENTATIONS if combination.diff_augment else ()}
+    config = TrainConfig.model_validate({"batch_size": 8, "total_images": 96, "generator": adam, "discriminator": adam} | tricks | changes)
+    architecture, score, spec = combination.architecture, combination.loss.score, DataSpec.of(dataset.card)
+    torch.manual_seed(config.seed)
+    games = architecture.games(spec, Terms(combination.norm))
+    rows = torch.arange(len(dataset.images))
+    architecture.fit(games, rows_of(dataset, rows)["image"])
+    matches = {key: Match.of(game, config, CPU) for key, game in games.items()}
+    batches = Batches(dataset, rows, config.batch_size, torch.Generator().manual_seed(config.seed + 1), CPU)
+    rules = Rules.of(config, combination.loss, combination.penalty)
+    training = Training(matches, rules, batches, config, torch.Generator().manual_seed(config.seed + 2))
+
+    def players() -> dict[str, Player]:
+        return architecture.players({key: match.averaged_game for key, match in matches.items()}, data=spec, score=score)
+
+    return training, players
 
 
 # --- the matrix ---------------------------------------------------------------------------------------------------------------
 
+CELLS = [(key, loss, penalty) for key in ARCHITECTURES for loss in LOSSES for penalty in (catalog.NO_PENALTY, *PENALTIES)]
 
-@pytest.mark.parametrize(("key", "loss", "shape"), CELLS, ids=[f"{key}-{loss}-{'x'.join(map(str, shape))}" for key, loss, shape in CELLS])
-def test_it_trains_scripts_and_publishes(
-    key: str, loss: str, shape: tuple[int, ...], random_sets: dict[tuple[int, ...], Dataset], tmp_path: Path
+
+@pytest.mark.parametrize(("key", "loss", "penalty"), CELLS, ids=["-".join(cell) for cell in CELLS])
+def test_a_cell_takes_a_real_step_or_is_refused_with_its_reason(key: str, loss: str, penalty: str, sets: Callable[[str], Dataset]) -> None:
+    combination = Combination(tiny(key), LOSSES[loss](), None if penalty == catalog.NO_PENALTY else PENALTIES[penalty]())
+    check_cell(combination, sets(key))
+
+
+@pytest.mark.parametrize("loss", ["non-saturating", "wasserstein-clip", "wasserstein-gp", "relativistic"])
+@pytest.mark.parametrize(("spectral_norm", "diff_augment"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("key", ARCHITECTURES)
+def test_a_trick_takes_a_real_step_or_is_refused_with_its_reason(
+    key: str, spectral_norm: bool, diff_augment: bool, loss: str, sets: Callable[[str], Dataset]
 ) -> None:
-    architecture, adversarial, dataset = tiny(key), LOSSES[loss](), random_sets[shape]
-    training, players = training_of(architecture, adversarial, dataset)
-    before = {name: value.clone() for name, value in weights(training)}
-    for _ in range(4):
-        training.step()
-    assert all(value.isfinite().all() for _, value in weights(training))
-    stuck = [name for name, value in weights(training) if torch.equal(value, before[name])]
-    assert stuck == [], "every weight of both networks and of the average learns"
+    check_cell(Combination(tiny(key), LOSSES[loss](), None, spectral_norm, diff_augment), sets(key))
 
-    served = players()
-    assert "generator" in served
-    for name, player in served.items():
-        check_player(name, player, adversarial, shape)
-    check_published(architecture, served, dataset.card, tmp_path)
+
+def check_cell(combination: Combination, dataset: Dataset) -> None:
+    if refusals := combination.refusals():
+        assert all(pointer.startswith("/") and re.match(r".+ cannot be used with .+: .+", reason) for pointer, reason in refusals)
+        return
+    training, _ = train(combination, dataset)
+    before = {name: value.clone() for name, value in weights(training)}
+    for phase in training._phases:
+        training.images = max(training.images, phase.start)  # a step of each phase, whatever came before it
+        training.step()
+        line = training._measure(phase)
+        has_penalty = combination.penalty is not None or combination.loss.penalty() is not None
+        assert any(name.endswith("penalty") for name in line.losses) == (has_penalty and not phase.warming_up)
+    assert all(value.isfinite().all() for _, value in weights(training))
+    moved = {
+        name.rsplit(".", 1)[0].split("/")[0] + "/" + name.split("/")[1]
+        for name, value in weights(training)
+        if not torch.equal(value, before[name])
+    }
+    assert moved == {name.split("/")[0] + "/" + name.split("/")[1] for name in before}, "every network of every game learns"
 
 
 def weights(training: Training) -> Iterator[tuple[str, Tensor]]:
@@ -114,62 +124,106 @@ def weights(training: Training) -> Iterator[tuple[str, Tensor]]:
                 yield f"{key}/{role}/{name}", value.detach()
 
 
-def check_player(name: str, player: Player, loss: AdversarialLoss, shape: tuple[int, ...]) -> None:
-    scripted = export.script(name, player)
-    eager = player.module.eval()
+@pytest.mark.parametrize("key", ARCHITECTURES)
+def test_every_weight_of_every_network_learns(key: str, sets: Callable[[str], Dataset]) -> None:
+    training, _ = train(Combination(tiny(key), LOSSES["non-saturating"]()), sets(key))
+    before = {name: value.clone() for name, value in weights(training)}
+    for phase in training._phases:
+        for _ in range(4):
+            training.images = max(training.images, phase.start)
+            training.step()
+    stuck = [name for name, value in weights(training) if torch.equal(value, before[name])]
+    assert stuck == []
+
+
+# --- players ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("key", ARCHITECTURES)
+def test_players_script_equal_eager_and_take_each_row_by_itself(key: str, norm: str, sets: Callable[[str], Dataset]) -> None:
+    combination = {
+        "batch": Combination(tiny(key), LOSSES["non-saturating"]()),
+        "sample": Combination(tiny(key), LOSSES["wasserstein-gp"]()),
+        "none": Combination(tiny(key), LOSSES["hinge"](), None, spectral_norm=True),
+    }[norm]
+    if combination.refusals():
+        return
+    training, players = train(combination, sets(key))
+    for phase in training._phases:
+        training.images = max(training.images, phase.start)
+        training.step()
+    assert "generator" in players()
+    for name, player in players().items():
+        check_player(name, player, combination, data_for(key))
+
+
+def check_player(name: str, player: Player, combination: Combination, data: DataSpec) -> None:
+    scripted = export.script(name, player)  # holds it against eager, to 1e-5, row by row
     inputs = export.example_inputs(player.inputs, 5, seed=3)
     with torch.inference_mode():
-        output = eager(**inputs)
-        assert tuple(output.shape) == (5, *player.output.shape)
-        assert torch.allclose(scripted(**inputs), output, atol=1e-6)
-        for row in range(5):
-            alone = scripted(**{key: value[row : row + 1] for key, value in inputs.items()})
-            assert torch.allclose(alone[0], output[row], atol=1e-5)
+        output = scripted(**inputs)
         swapped = scripted(**{key: value.flip(0) for key, value in inputs.items()}).flip(0)
-        assert torch.allclose(swapped, output, atol=1e-5)
+    assert torch.allclose(swapped, output, atol=1e-5)
     arguments = [argument.name for argument in scripted.forward.schema.arguments[1:]]
     assert arguments == [spec.name for spec in player.inputs], "an input is declared under its argument's name"
     if name == "generator":
-        assert (player.output.kind, player.output.shape) == ("image", shape)
+        assert tuple(spec.kind for spec in player.inputs) == combination.architecture.inputs
+        assert player.output.kind == "image"
+        assert player.output.shape[0] == data.shape[0]
         assert output.abs().max() <= 1
-        assert not torch.allclose(output[0], output[1]), "another latent is another image"
+        assert not torch.allclose(output[0], output[1]), "another input is another image"
     if name == "discriminator":
-        assert (player.inputs[0].name, player.inputs[0].kind, player.inputs[0].shape) == ("image", "image", shape)
-        assert player.output.kind == loss.score
-
-
-def check_published(architecture: Architecture, served: dict[str, Player], card: DatasetCard, tmp_path: Path) -> None:
-    config = TrainConfig(name="mine", architecture=architecture.key, options=architecture.model_dump(mode="json"), dataset=card.name)
-    provenance = Provenance("a-run", architecture.source, config, card, {})
-    manifest = export.publish(served, provenance, torch.zeros(8, *card.shape), [tmp_path])
-    read = Manifest.model_validate_json((tmp_path / "mine" / "1" / versions.MANIFEST).read_bytes())
-    assert read == manifest
-    assert catalog.build(read.config)[0] == architecture, "the manifest rebuilds the architecture"
-    assert tuple(spec.kind for spec in read.generator.inputs) == architecture.inputs
-    assert manifest.generator.inputs == served["generator"].inputs
+        assert player.inputs[0] == TensorSpec(name="image", kind="image", shape=data.shape)
+        assert tuple(spec.kind for spec in player.inputs[1:]) == combination.architecture.conditions
+        assert player.output.kind == combination.loss.score
 
 
 @pytest.mark.parametrize("key", ARCHITECTURES)
-@pytest.mark.parametrize("samplewise_critic", [False, True])
-def test_a_samplewise_critic_looks_at_one_image_at_a_time_even_in_training(key: str, samplewise_critic: bool) -> None:
-    shape = next(shape for shape in SHAPES if allowed(key, shape))
+def test_what_real_data_give_is_what_the_players_take(key: str) -> None:
+    data, architecture = data_for(key), tiny(key)
+    players = architecture.players(architecture.games(data, Terms()), data=data, score="logit")
+    batch = batch_of(data, 4)
+    given = architecture.given(batch)
+    latents = {spec.name for spec in players["generator"].inputs if spec.kind == "latent"}
+    assert latents | set(given.inputs) == {spec.name for spec in players["generator"].inputs}
+    assert not latents & set(given.inputs)
+    assert set(given.condition) == {spec.name for spec in players["discriminator"].inputs[1:]}
+    held_out = HeldOut(batch["image"], given)
+    images = export.generate(players["generator"], held_out)
+    assert images.shape == batch["image"].shape
+    assert given.baseline is None or given.baseline.shape == images.shape
+    assert ("image" in architecture.inputs) == (given.baseline is not None), "a task with a right answer has a baseline to beat"
+    assert export.score_reference(players["generator"], players["discriminator"], held_out).num_real == 4
+
+
+@pytest.mark.parametrize("key", ARCHITECTURES)
+@pytest.mark.parametrize("norm", ["sample", "none"])
+def test_a_penalised_discriminator_looks_at_one_image_at_a_time_even_in_training(key: str, norm: str) -> None:
+    data = data_for(key)
     options = {"dropout": 0.0} if "dropout" in ARCHITECTURES[key].model_fields else {}
     torch.manual_seed(0)
-    games = tiny(key, **options).games(DataSpec(shape), samplewise_critic=samplewise_critic)
-    assert games
+    games = tiny(key, **options).games(data, Terms("sample" if norm == "sample" else "none"))
+    batch = batch_of(data, 6)
     for game in games.values():
-        images = torch.randn(6, *shape)
-        together, alone = game.discriminator.train()(images), game.discriminator(images[2:3]) if samplewise_critic else None
-        assert alone is None or torch.allclose(together[2], alone[0], atol=1e-5)
+        together, alone = dealt_scores(game, batch), dealt_scores(game, batch, row=2)
+        assert torch.allclose(together[2], alone[0], atol=1e-5)
+
+
+def dealt_scores(game: Game, batch: Tensors, row: int | None = None) -> Tensor:
+    """Scores in training mode of the targets that the batch is dealt into: of all, or of one row by itself."""
+    dealt = game.deal(batch, torch.Generator().manual_seed(0))
+    chosen = slice(None) if row is None else slice(row, row + 1)
+    condition = {name: values[chosen] for name, values in dealt.condition.items()}
+    scores: Tensor = game.discriminator.train()(dealt.target[chosen], **condition)
+    return scores
 
 
 @pytest.mark.parametrize("key", ARCHITECTURES)
 def test_networks_come_from_the_global_seed_alone(key: str) -> None:
-    spec = DataSpec(next(shape for shape in SHAPES if allowed(key, shape)))
-
     def built(seed: int) -> list[Tensor]:
         torch.manual_seed(seed)
-        games = tiny(key).games(spec, samplewise_critic=False).values()
+        games = tiny(key).games(data_for(key), Terms()).values()
         return [value for game in games for network in (game.generator, game.discriminator) for value in network.parameters()]
 
     first, again, other = built(1), built(1), built(2)
@@ -177,8 +231,65 @@ def test_networks_come_from_the_global_seed_alone(key: str) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-@pytest.mark.parametrize("kind", [*ARCHITECTURES.values(), *LOSSES.values()], ids=lambda kind: kind.key)
-def test_every_option_has_a_default_a_range_and_a_description(kind: type[Architecture] | type[AdversarialLoss]) -> None:
+# --- what is published --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory, sets: Callable[[str], Dataset]) -> Path:
+    """Every architecture published, under its own name."""
+    folder = tmp_path_factory.mktemp("models")
+    for key in ARCHITECTURES:
+        dataset, architecture = sets(key), tiny(key)
+        spec = DataSpec.of(dataset.card)
+        players = architecture.players(architecture.games(spec, Terms()), data=spec, score="logit")
+        config = TrainConfig(name=key, architecture=key, options=architecture.model_dump(mode="json"), dataset=dataset.card.name)
+        batch = rows_of(dataset, torch.arange(8))
+        held_out = HeldOut(batch["image"], architecture.given(batch))
+        export.publish(players, Provenance("a-run", architecture.source, config, dataset.card, {}), held_out, held_out, [folder])
+    return folder
+
+
+@pytest.mark.parametrize("key", ARCHITECTURES)
+def test_what_is_published_reads_back_and_rebuilds_the_architecture(key: str, repository: Path) -> None:
+    read = Manifest.model_validate_json((repository / key / "1" / versions.MANIFEST).read_bytes())
+    assert catalog.build(read.config).architecture == tiny(key)
+    assert tuple(spec.kind for spec in read.generator.inputs) == tiny(key).inputs
+
+
+SERVE_ALL = """
+import asyncio, json, sys
+
+class Closed:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith(("training.architectures", "training.game", "training.layers", "training.export", "training.loop")):
+            raise ImportError(f"{name} is closed here")
+
+sys.meta_path.insert(0, Closed())
+from pathlib import Path
+import torch
+from app.engine import Engine
+from training.contract import Manifest
+
+for folder in sorted(Path(sys.argv[1]).glob("*/1")):
+    manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
+    Engine.load(folder, manifest, torch.device("cpu"))
+    print(manifest.name, flush=True)
+"""
+
+
+def test_all_are_served_in_one_process_without_the_network_classes(repository: Path) -> None:
+    ran = subprocess.run([sys.executable, "-c", SERVE_ALL, str(repository)], capture_output=True, text=True, timeout=300, check=False)
+    assert ran.stdout.split() == list(ARCHITECTURES), ran.stderr
+
+
+# --- options ------------------------------------------------------------------------------------------------------------------
+
+
+Kind = type[Architecture] | type[AdversarialLoss] | type[Penalty]
+
+
+@pytest.mark.parametrize("kind", [*ARCHITECTURES.values(), *LOSSES.values(), *PENALTIES.values()], ids=lambda kind: kind.key)
+def test_every_option_has_a_default_a_range_and_a_description(kind: Kind) -> None:
     schema = kind.model_json_schema()
     json.dumps(schema)
     assert schema["additionalProperties"] is False
@@ -190,155 +301,35 @@ def test_every_option_has_a_default_a_range_and_a_description(kind: type[Archite
     assert re.search(r"\b(19|20)\d\d\b", kind.source), "a source has a year"
 
 
-@pytest.mark.parametrize("key", ARCHITECTURES)
-def test_every_number_among_the_options_is_bounded(key: str) -> None:
-    for name, option in ARCHITECTURES[key].model_json_schema()["properties"].items():
-        number = option["items"] if option["type"] == "array" else option
-        if number["type"] in ("integer", "number"):
+@pytest.mark.parametrize("kind", [*ARCHITECTURES.values(), *LOSSES.values(), *PENALTIES.values()], ids=lambda kind: kind.key)
+def test_every_number_among_the_options_is_bounded(kind: Kind) -> None:
+    for name, option in kind.model_json_schema()["properties"].items():
+        number = option["items"] if option.get("type") == "array" else option
+        if number.get("type") in ("integer", "number"):
             assert {"minimum", "exclusiveMinimum"} & set(number), name
             assert {"maximum", "exclusiveMaximum"} & set(number), name
 
 
-# --- mlp ----------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("key", ARCHITECTURES)
+def test_recipes_are_parts_of_a_config_that_can_be_trained(key: str) -> None:
+    """As a user's first command has it: the architecture, and nothing else."""
+    data = data_for(key)
+    config = catalog._follow_recipes(TrainConfig(architecture=key))
+    combination = catalog.build(config)
+    assert combination.refusals() == []
+    assert set(ARCHITECTURES[key].recipe) <= set(TrainConfig.model_fields)
+    combination.architecture.check(data)
 
 
-def layers(network: nn.Module) -> list[nn.Module]:
-    return [module for module in network.modules() if not list(module.children())]
-
-
-def test_mlp_has_the_layers_that_it_is_known_for() -> None:
-    game = ARCHITECTURES["mlp"]().games(DataSpec((1, 28, 28)), samplewise_critic=False)["main"]
-    sizes = {
-        role: [(layer.in_features, layer.out_features) for layer in layers(network) if isinstance(layer, nn.Linear)]
-        for role, network in (("generator", game.generator), ("discriminator", game.discriminator))
-    }
-    assert sizes["generator"] == [(128, 256), (256, 512), (512, 1024), (1024, 784)]
-    assert sizes["discriminator"] == [(784, 256), (256, 128), (128, 64), (64, 1)]
-    assert [str(layer) for layer in layers(game.generator) if not isinstance(layer, nn.Linear)] == [
-        *["LeakyReLU(negative_slope=0.2, inplace=True)"] * 3,
-        "Tanh()",
-        "Unflatten(dim=1, unflattened_size=(1, 28, 28))",
-    ]
-    assert [str(layer) for layer in layers(game.discriminator) if not isinstance(layer, nn.Linear)] == [
-        "Flatten(start_dim=1, end_dim=-1)",
-        *["LeakyReLU(negative_slope=0.2, inplace=True)", "Dropout(p=0.3, inplace=False)"] * 3,
-    ]
-
-
-# --- dcgan --------------------------------------------------------------------------------------------------------------------
-
-
-def dcgan(size: int, channels: int, *, samplewise_critic: bool = False, **options: object) -> tuple[nn.Module, nn.Module]:
-    games = tiny("dcgan", **options).games(DataSpec((channels, size, size)), samplewise_critic=samplewise_critic)
-    return games["main"].generator, games["main"].discriminator
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(
-    ("size", "grown"), [(16, (4, 8, 16)), (28, (7, 14, 28)), (32, (4, 8, 16, 32)), (64, (4, 8, 16, 32, 64)), (128, (4, 8, 16, 32, 64, 128))]
-)
-def test_dcgan_doubles_from_the_latent_to_the_image_and_halves_back(size: int, grown: tuple[int, ...], channels: int) -> None:
-    generator, discriminator = dcgan(size, channels)
-    seen: dict[str, list[tuple[int, ...]]] = {"up": [], "down": []}
-    for layer in layers(generator):
-        if isinstance(layer, nn.ConvTranspose2d):
-            layer.register_forward_hook(lambda _module, _inputs, output: seen["up"].append(tuple(output.shape[1:])))
-    for layer in layers(discriminator):
-        if isinstance(layer, nn.Conv2d):
-            layer.register_forward_hook(lambda _module, _inputs, output: seen["down"].append(tuple(output.shape[1:])))
-    image = generator(torch.randn(2, 4))
-    assert image.shape == (2, channels, size, size)
-    assert discriminator(image).shape == (2,)
-    widths = [4 * 2**step for step in reversed(range(len(grown) - 1))]
-    assert seen["up"] == [(width, side, side) for width, side in zip([*widths, channels], grown, strict=True)]
-    assert seen["down"] == [*((width, side, side) for width, side in zip(widths[::-1], grown[-2::-1], strict=True)), (1, 1, 1)]
-
-
-def test_dcgan_is_built_of_the_papers_layers() -> None:
-    generator, discriminator = dcgan(32, 3)
-    kinds = [type(layer).__name__ for layer in layers(generator)]
-    assert kinds == ["Unflatten", "ConvTranspose2d", *["BatchNorm2d", "ReLU", "ConvTranspose2d"] * 3, "Tanh"]
-    kinds = [type(layer).__name__ for layer in layers(discriminator)]
-    assert kinds == ["Conv2d", "LeakyReLU", *["Conv2d", "BatchNorm2d", "LeakyReLU"] * 2, "Conv2d"], "no norm in the first and the last"
-    assert {layer.negative_slope for layer in layers(discriminator) if isinstance(layer, nn.LeakyReLU)} == {0.2}
-    norms = [layer for network in (generator, discriminator) for layer in layers(network) if isinstance(layer, nn.BatchNorm2d)]
-    assert {(norm.momentum, norm.eps) for norm in norms} == {(0.1, 1e-5)}, "0.8 would weigh the newest batch alone"
-
-
-def test_dcgan_of_default_widths_has_the_papers_size() -> None:
-    game = ARCHITECTURES["dcgan"]().games(DataSpec((3, 64, 64)), samplewise_critic=False)["main"]
-    convolutions = [layer.weight.shape for layer in layers(game.generator) if isinstance(layer, nn.ConvTranspose2d)]
-    widths = [(100, 512), (512, 256), (256, 128), (128, 64), (64, 3)]
-    assert [tuple(shape) for shape in convolutions] == [(*width, 4, 4) for width in widths]
-
-
-@pytest.mark.parametrize("samplewise_critic", [False, True])
-def test_dcgan_starts_from_the_papers_normal_weights(samplewise_critic: bool) -> None:
-    torch.manual_seed(0)
-    networks = dcgan(32, 3, samplewise_critic=samplewise_critic, latent_size=64, generator_width=32, discriminator_width=32)
-    for layer in (layer for network in networks for layer in layers(network)):
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            check_normal(layer.weight, 0.0, 0.02)
-        elif isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):
-            check_normal(layer.weight, 1.0, 0.02)
-        bias = getattr(layer, "bias", None)
-        assert bias is None or not bias.any()
-
-
-def check_normal(values: Tensor, mean: float, deviation: float) -> None:
-    """Mean and deviation within five standard errors, and a share beyond two deviations as a normal has it."""
-    count = values.numel()
-    assert abs(values.mean().item() - mean) < 5 * deviation / math.sqrt(count)
-    assert abs(values.std().item() / deviation - 1) < 5 / math.sqrt(2 * count)
-    if count > 5000:
-        assert ((values - mean).abs() > 2 * deviation).float().mean().item() == pytest.approx(0.0455, abs=0.01)
-
-
-def test_a_samplewise_critic_of_dcgan_has_no_batch_norm() -> None:
-    _, discriminator = dcgan(32, 3, samplewise_critic=True)
-    kinds = {type(layer).__name__ for layer in layers(discriminator)}
-    assert "BatchNorm2d" not in kinds
-    assert "GroupNorm" in kinds
-
-
-@pytest.mark.parametrize(("height", "width"), [(20, 20), (28, 32), (256, 256), (8, 8)])
-def test_a_size_that_dcgan_cannot_make_is_refused(height: int, width: int) -> None:
-    with pytest.raises(UnsuitableDataError) as caught:
-        tiny("dcgan").check(DataSpec((1, height, width)))
-    assert str(caught.value) == (
-        f"dcgan makes square images of 16, 28, 32, 64, 128 pixels, and these are {width} x {height}; add the data set again with --size"
-    )
-
-
-# --- learning -----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def two_halves(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The left half is dark (-0.6), the right one light (0.6); images differ in brightness, and pixels by a little noise."""
-    random = np.random.default_rng(0)
-    halves = np.concatenate([np.full((1, 1, 16, 8), 51.0), np.full((1, 1, 16, 8), 204.0)], axis=3)
-    images = halves + random.normal(0, 12, (128, 1, 1, 1)) + random.normal(0, 3, (128, 1, 16, 16))
-    return write_set(tmp_path_factory.mktemp("halves"), images.round().clip(0, 255).astype(np.uint8))
-
-
-def distance(players: dict[str, Player], dataset: Dataset) -> float:
-    """How far the mean of 64 generated images is from the data's mean image: the mean over the pixels of the absolute difference."""
-    real = to_images(torch.from_numpy(np.array(dataset.images)))
-    return (export.sample(players["generator"], range(64)).mean(0) - real.mean(0)).abs().mean().item()
-
-
-LEARNERS = [key for key, kind in ARCHITECTURES.items() if kind.inputs == ("latent",) and allowed(key, (1, 16, 16))]
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("key", LEARNERS)
-def test_a_short_training_brings_generated_images_to_the_data(key: str, loss: str, two_halves: Dataset) -> None:
-    adam = OptimizerConfig(learning_rate=0.005, betas=(0.5, 0.999))
-    config = {"batch_size": 32, "ema_halflife_images": 1000.0, "generator": adam, "discriminator": adam}
-    training, players = training_of(tiny(key), LOSSES[loss](), two_halves, **config)
-    before = distance(players(), two_halves)
-    assert before == pytest.approx(0.6, abs=0.05), "a fresh generator's mean image is grey"
-    for _ in range(400):
-        training.step()
-    assert distance(players(), two_halves) < 0.25 * before
+@pytest.mark.parametrize("key", ARCHITECTURES)
+def test_data_that_an_architecture_needs_and_that_are_not_there_are_named(key: str) -> None:
+    data = data_for(key)
+    needs = {"label": DataSpec(data.shape, None, data.source_shape), "source": DataSpec(data.shape, data.class_names, None)}
+    kinds = (*tiny(key).inputs, *tiny(key).conditions)
+    for what, without in needs.items():
+        wanted = "label" in kinds if what == "label" else "image" in tiny(key).conditions
+        if wanted:
+            with pytest.raises(UnsuitableDataError, match="class|label" if what == "label" else "pair|source"):
+                tiny(key).check(without)
+        else:
+            tiny(key).check(without)

@@ -29,12 +29,14 @@ IMPORTS = (
     ("training.contract", "", "pydantic"),
     ("training.files.pictures", "training.contract", "PIL numpy"),
     ("training.files.*", "training.contract training.files.*", "pydantic"),
-    ("training.architectures.*", "training.contract training.game training.layers", "torch pydantic"),
-    ("training.losses", "", "torch pydantic"),
+    ("training.architectures.*", "training.contract training.game training.layers training.features.*", "torch pydantic"),
+    ("training.features.inception", "training.contract training.features.* training.files.*", "torch torch_fidelity"),
+    ("training.losses", "training.penalties", "torch pydantic"),
     ("training.game", "training.contract", "torch pydantic"),
     ("training.dataset*", "training.contract training.files.* training.dataset*", "numpy pydantic PIL torchvision gdown"),
     ("training.catalog", "training.*", "pydantic"),
     ("training.worker", "training.* !training.architectures.*", "torch"),
+    ("training.preparation", "training.* !training.architectures.* !training.worker", "torch"),
     ("training.*", "training.* !training.architectures.* !training.worker !training.catalog", "torch torchvision numpy pydantic"),
     ("app.main", "app.*", "fastapi"),
     ("app.server", "app.*", "uvicorn"),
@@ -42,7 +44,11 @@ IMPORTS = (
     ("app.jobs", "app.* !app.main !app.routes.* training.contract training.catalog training.files.*", ""),
     *(
         (f"app.{room}", "app.* !app.main !app.routes.* training.contract training.files.*", "torch numpy pydantic fastapi")
-        for room in ("engine", "batcher", "store", "signature", "latents", "pixels", "inference", "forms", "service")
+        for room in ("engine", "proving", "tiles", "batcher", "store", "signature", "latents", "pixels", "service")
+    ),
+    *(
+        (f"app.{room}", "app.* !app.main !app.routes.* training.contract training.files.*", "torch numpy pydantic")
+        for room in ("inference", "scoring", "transform", "forms")
     ),
     ("app.encoders", "app.errors", "PIL isal numpy"),
     ("app.*", "app.* !app.main !app.routes.* training.contract training.files.*", "fastapi starlette pydantic pydantic_core"),
@@ -58,7 +64,8 @@ NAMES = (
     ("importlib.import_module", "training/catalog.py"),
     ("print", "ganserve/*"),
     *((name, "") for name in ("__import__", "eval", "exec", "compile", "breakpoint", "os.system", "os.popen", "os.getenv", "os.putenv")),
-    *((name, "") for name in ("pickle", "dill", "joblib", "marshal", "shelve", "yaml")),
+    ("pickle", "training/features/weights.py"),  # the error that torch.load raises, alone
+    *((name, "") for name in ("dill", "joblib", "marshal", "shelve", "yaml")),
     *((name, "") for name in ("os.fork", "multiprocessing", "torch.multiprocessing")),
     *((name, "") for name in ("urllib.request", "requests", "torch.hub")),
 )

@@ -44,7 +44,7 @@ def test_every_curl_line_is_answered_as_it_is_printed(start: Callable[..., Serve
 
 def test_every_route_is_in_the_table_and_has_its_curl_line() -> None:
     curls = "\n".join(typed("curl"))
-    paths = "/generate /interpolate /discriminate /train /jobs /cancel /models /architectures /healthz /readyz"
+    paths = "/generate /interpolate /discriminate /files /train /jobs /cancel /models /architectures /healthz /readyz"
     for path in paths.split():
         assert path in curls, path
         assert f"{path}" in README.split("| route |")[1], path

@@ -18,8 +18,12 @@ from training.contract import DatasetCard, Manifest, TrainConfig, UserError
 from training.files import versions
 
 if TYPE_CHECKING:
+    from training.combination import Combination
     from training.game import Architecture
     from training.losses import AdversarialLoss
+    from training.penalties import Penalty
+
+NO_PENALTY = "none"
 
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -53,7 +57,23 @@ def losses() -> dict[str, type["AdversarialLoss"]]:
     from training import losses as module
 
     classes = [member for _, member in inspect.getmembers(module, inspect.isclass) if issubclass(member, module.AdversarialLoss)]
-    return {member.key: member for member in classes if member is not module.AdversarialLoss}
+    return {member.key: member for member in classes if hasattr(member, "key")}
+
+
+@cache
+def penalties() -> dict[str, type["Penalty"]]:
+    """Every penalty by its key: the classes of `training/penalties.py`."""
+    from training import penalties as module
+
+    classes = [member for _, member in inspect.getmembers(module, inspect.isclass) if issubclass(member, module.Penalty)]
+    return {member.key: member for member in classes if member is not module.Penalty}
+
+
+def extractors() -> dict[str, str]:
+    """Every feature extractor by its name, and where its weights come from; they need not be at hand."""
+    from training.features import EXTRACTORS
+
+    return EXTRACTORS
 
 
 def datasets(folder: Path) -> list[DatasetCard]:
@@ -63,18 +83,40 @@ def datasets(folder: Path) -> list[DatasetCard]:
     return list(known(folder).values())
 
 
-def build(config: TrainConfig) -> tuple["Architecture", "AdversarialLoss"]:
-    """The architecture and the loss of a config.
+def build(config: TrainConfig) -> "Combination":
+    """The architecture, the loss and the penalty of a config.
 
     Raises:
-        ConfigError: an unknown name, an unknown option, or a value that is not allowed; every one of them.
+        ConfigError: an unknown name, an unknown option, a value that is not allowed, or parts that do not go together; every one of them.
     """
+    from training.combination import Combination
+
     errors: list[tuple[str, str]] = []
     architecture = _options(architectures(), "architecture", config.architecture, "options", config.options, errors)
     loss = _options(losses(), "loss", config.loss, "loss_options", config.loss_options, errors)
-    if architecture is None or loss is None:
+    penalty = None
+    if config.penalty != NO_PENALTY:
+        penalty = _options(penalties(), "penalty", config.penalty, "penalty_options", config.penalty_options, errors)
+    elif config.penalty_options:
+        errors.append(("/penalty_options", f"there is no penalty that could have options; penalties: {', '.join(penalties())}"))
+    errors += _evaluation_errors(config)
+    if errors or architecture is None or loss is None:
         raise ConfigError(errors)
-    return architecture, loss
+    combination = Combination(architecture, loss, penalty, config.spectral_norm, bool(config.diff_augment))
+    if refusals := combination.refusals():
+        raise ConfigError(refusals)
+    return combination
+
+
+def _evaluation_errors(config: TrainConfig) -> list[tuple[str, str]]:
+    if config.num_evaluated == 0:
+        without_effect = [
+            field for field in ("extractor", "evaluation_images") if getattr(config, field) != TrainConfig.model_fields[field].default
+        ]
+        return [(f"/{field}", f"has no effect where num_evaluated is 0; leave {field} out, or num_evaluated") for field in without_effect]
+    if config.extractor not in extractors():
+        return [("/extractor", f"{config.extractor!r} is unknown; known: {', '.join(extractors())}")]
+    return []
 
 
 def _options(
@@ -86,7 +128,8 @@ def _options(
     errors: list[tuple[str, str]],
 ) -> Options | None:
     if key not in known:
-        errors.append((f"/{field}", f"{key!r} is unknown; known: {', '.join(known)}"))
+        nothing = [NO_PENALTY] if field == "penalty" else []
+        errors.append((f"/{field}", f"{key!r} is unknown; known: {', '.join([*nothing, *known])}"))
         return None
     try:
         return known[key].model_validate_json(json.dumps(options))
@@ -115,11 +158,11 @@ def resolve(config: TrainConfig, datasets_folder: Path, repositories: tuple[Path
     from training.datasets import card as read_card
     from training.game import DataSpec, UnsuitableDataError
 
-    config = _follow_initial_model(config, repositories)
-    architecture, loss = build(config)
+    config = _follow_recipes(_follow_initial_model(config, repositories))
+    combination = build(config)
     try:
         card = read_card(config.dataset, datasets_folder)
-        architecture.check(DataSpec.of(card))
+        combination.architecture.check(DataSpec.of(card))
     except (DatasetError, UnsuitableDataError) as error:
         raise ConfigError([("/dataset", str(error))]) from error
     _check_same_shape(config, card, repositories)
@@ -139,12 +182,41 @@ def resolve(config: TrainConfig, datasets_folder: Path, repositories: tuple[Path
     return config.model_copy(
         update={
             "name": config.model_name,
-            "options": architecture.model_dump(mode="json"),
-            "loss_options": loss.model_dump(mode="json"),
+            "options": combination.architecture.model_dump(mode="json"),
+            "loss_options": combination.loss.model_dump(mode="json"),
+            "penalty_options": {} if combination.penalty is None else combination.penalty.model_dump(mode="json"),
             "generator": config.generator.model_copy(update=_missing(config.generator, shared)),
             "discriminator": config.discriminator.model_copy(update=_missing(config.discriminator, shared)),
         }
     )
+
+
+def _follow_recipes(config: TrainConfig) -> TrainConfig:
+    """Defaults of the loss and of the architecture for what the user left open; the architecture's, where they are made for that loss.
+
+    What goes with a loss or a penalty that the user has replaced goes with it. Where a recipe was followed, `recipe` becomes False:
+    all is said now.
+    """
+    if not config.recipe:
+        return config
+    given = config.model_fields_set
+    recipe: dict[str, JsonValue] = dict(architectures()[config.architecture].recipe) if config.architecture in architectures() else {}
+    for part, goes in (("loss", ("loss", "penalty")), ("penalty", ("penalty",))):
+        if part in given and getattr(config, part) != recipe.get(part, TrainConfig.model_fields[part].default):
+            recipe = {field: value for field, value in recipe.items() if not field.startswith(goes)}
+    loss = config.loss if "loss" in given else str(recipe.get("loss", config.loss))
+    of_loss = losses()[loss].recipe if loss in losses() else {}
+    recipe = {**of_loss, **recipe} if recipe.get("loss") == loss else {**recipe, **of_loss}
+    values = config.model_dump(mode="json", exclude_unset=True)
+    try:
+        return TrainConfig.model_validate({**recipe, **values, "recipe": not recipe})
+    except ValidationError as error:  # each value is fine by itself, and a recipe's batch may be larger than all the user's images
+        raise ConfigError([(_pointer(item["loc"]), str(item["msg"]).removeprefix("Value error, ")) for item in error.errors()]) from error
+
+
+def _pointer(location: tuple[int | str, ...]) -> str:
+    """Of a field in a config; what is wrong with the whole of it is its number of images."""
+    return "/" + "/".join(str(part) for part in location or ("total_images",))
 
 
 def _missing(given: BaseModel, defaults: Mapping[str, object]) -> dict[str, object]:

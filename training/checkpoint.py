@@ -11,6 +11,7 @@ from training.contract import Document, FileSpec, UserError
 from training.files.directories import STAGING, DamagedFileError, commit, describe, staging, verify, write_atomically
 
 KEPT = 2
+CARD = "checkpoint.json"
 _log = logging.getLogger(__name__)
 
 
@@ -22,14 +23,17 @@ class CheckpointCard(Document):
 
 
 def save(folder: Path, images: int, state: dict[str, Any]) -> None:
-    """Write `folder/<images>/`, durable and whole or not at all, and drop all but the last two. What is there already stays."""
+    """Write `folder/<images>/`, durable and whole or not at all, and drop all but the last two. What is there already stays.
+
+    Of the best states too the last two are kept: a run that dies goes back to a checkpoint that may know the one before.
+    """
     target = folder / f"{images:012d}"
     if target.exists():
         return
     with staging(folder) as staged:
         torch.save(state, staged / "state.pt")
         card = CheckpointCard(images=images, state=describe(staged / "state.pt"))
-        write_atomically(staged / "checkpoint.json", card.model_dump_json(indent=2).encode())
+        write_atomically(staged / CARD, card.model_dump_json(indent=2).encode())
         commit(staged, target)
     for old in _newest_first(folder)[KEPT:]:
         _drop(old)
@@ -52,7 +56,7 @@ def load_newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
     found = _newest_first(folder)
     for path in found:
         try:
-            card = CheckpointCard.model_validate_json((path / "checkpoint.json").read_bytes())
+            card = CheckpointCard.model_validate_json((path / CARD).read_bytes())
             state: dict[str, Any] = torch.load(verify(path, card.state), map_location=device, weights_only=True)
         except (DamagedFileError, FileNotFoundError, ValueError) as error:
             _log.warning("checkpoint %s is damaged and left out: %s", path.name, error)
@@ -65,6 +69,21 @@ def load_newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
             f"all {len(found)} checkpoints are damaged (the log says how) and removed; started again, it begins anew"
         )
     return None
+
+
+def load(folder: Path, images: int, device: torch.device) -> dict[str, Any]:
+    """The state at so many images.
+
+    Raises:
+        DamagedFileError: it is missing or not whole.
+    """
+    path = folder / f"{images:012d}"
+    try:
+        card = CheckpointCard.model_validate_json((path / CARD).read_bytes())
+    except (OSError, ValueError) as error:
+        raise DamagedFileError(f"the checkpoint {path.name} is missing or damaged") from error
+    state: dict[str, Any] = torch.load(verify(path, card.state), map_location=device, weights_only=True)
+    return state
 
 
 def _newest_first(folder: Path) -> list[Path]:

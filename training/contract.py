@@ -75,6 +75,10 @@ class TensorSpec(Document):
     shape: Shape
     distribution: Literal["normal", "uniform"] | None = None  # latents; uniform is over [-1, 1]
     classes: tuple[str, ...] | None = None  # labels: float weights over the classes, so that labels can be mixed
+    # images with free axes:
+    size_multiple: Annotated[int, Field(ge=1)] = 1  # height and width are multiples of it
+    halo: Annotated[int, Field(ge=0)] | None = None  # input pixels around a tile that its output depends on; None: the whole image
+    scale: Annotated[int, Field(ge=1)] = 1  # output pixels a side to one input pixel
 
 
 class FileSpec(Document):
@@ -102,6 +106,7 @@ class ModuleSpec(Document):
 
 
 PROBE_VALUES = 64
+PROBE_SIZE = 32  # pixels a side of a probe's image where its size is free
 
 
 def probe_step(num_values: int) -> int:
@@ -109,15 +114,21 @@ def probe_step(num_values: int) -> int:
     return max(1, num_values // PROBE_VALUES)
 
 
+def probe_shape(spec: TensorSpec) -> tuple[int, ...]:
+    """The shape of one row of a probe: as declared, and a free axis is the first multiple of `size_multiple` from PROBE_SIZE on."""
+    free = -(-PROBE_SIZE // spec.size_multiple) * spec.size_multiple
+    return tuple(free if size == -1 else size for size in spec.shape)
+
+
 def probe_inputs(spec: TensorSpec, num_rows: int, seed: int) -> list[float]:
     """Values for one input of a module, the same on every machine and in every version of every library.
 
     Returns:
-        num_rows * prod(shape) floats in row-major order: standard normal or uniform [-1, 1] for latents, uniform [-1, 1] for images,
-        weights that sum to 1 for labels.
+        num_rows * prod(probe_shape(spec)) floats in row-major order: standard normal or uniform [-1, 1] for latents, uniform [-1, 1] for
+        images, weights that sum to 1 for labels.
     """
     golden = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, fill the unit interval evenly
-    size = num_rows * math.prod(spec.shape)
+    size = num_rows * math.prod(probe_shape(spec))
     uniform = [((index + 1 + seed) * golden) % 1.0 for index in range(size)]
     if spec.kind == "label":
         width = spec.shape[0]
@@ -133,18 +144,23 @@ def probe_inputs(spec: TensorSpec, num_rows: int, seed: int) -> list[float]:
 
 
 class DatasetCard(Document):
-    """What is known of a set of images. `content_sha256` is over images and labels, so it names the content wherever it lies."""
+    """What is known of a set of images. `content_sha256` is over all that is in it, so it names the content wherever it lies.
+
+    A paired set has a source image for every image. Images of one group (tiles of one photograph) are held out together.
+    """
 
     schema_version: Literal[1] = 1
     name: Name
     num_images: Annotated[int, Field(ge=1)]
     shape: Shape  # (channels, height, width) of every image
+    source_shape: Shape | None = None  # (channels, height, width) of every source image of a paired set
     class_names: tuple[str, ...] | None = None
+    num_groups: Annotated[int, Field(ge=1)] | None = None
     content_sha256: Sha256
     source: str
     licence: str
     skipped: tuple[str, ...] = ()  # one sentence for each file that was left out: which and why
-    files: dict[Literal["images", "labels"], FileSpec]
+    files: dict[Literal["images", "labels", "sources", "groups"], FileSpec]
     created_at: str
 
 
@@ -158,14 +174,28 @@ class OptimizerConfig(Document):
     betas: Betas | None = None
 
 
+Augmentations = Annotated[tuple[Literal["color", "translation", "cutout"], ...], Field(strict=False, max_length=3)]
+
+
 class TrainConfig(Document):
     """Everything that describes a training run: the body of POST /train, the flags of `ganserve train`, the record in the manifest."""
 
     name: Name | None = Field(default=None, description="Model name to publish under; `<architecture>-<dataset>` when left out.")
     architecture: str = Field(default="dcgan", description="An architecture of GET /architectures.")
+    recipe: bool = Field(
+        default=True, description="What is left out follows the recipes of the architecture and the loss; else the defaults shown here."
+    )
     options: dict[str, JsonValue] = Field(default={}, description="The architecture's own options, see GET /architectures.")
     loss: str = Field(default="non-saturating", description="An adversarial loss of GET /architectures.")
     loss_options: dict[str, JsonValue] = Field(default={}, description="The loss's own options, see GET /architectures.")
+    penalty: str = Field(default="none", description="A penalty on the discriminator's gradient, of GET /architectures.")
+    penalty_options: dict[str, JsonValue] = Field(default={}, description="The penalty's own options, see GET /architectures.")
+    spectral_norm: bool = Field(
+        default=False, description="Divide each weight of the discriminator by its largest singular value; it takes the place of its norms."
+    )
+    diff_augment: Augmentations = Field(
+        default=(), description="Differentiable augmentation of what the discriminator sees: color, translation, cutout; for small sets."
+    )
     dataset: Name = Field(default="fashion-mnist-10k", description="A registered data set; never a path or an address.")
     hold_out: Annotated[float, Field(gt=0, le=0.5)] = Field(
         default=0.1, description="Share of the images that is never trained on; at least 64 images, at most 10,000."
@@ -176,6 +206,9 @@ class TrainConfig(Document):
     batch_size: Annotated[int, Field(ge=2, le=65536)] = Field(default=64, description="Images a step.")
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(default=2e-4, description="Adam's step size, both networks.")
     betas: Betas = Field(default=(0.5, 0.999), description="Adam's decay rates, both networks.")
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="linear: constant for the first half, then straight to 0; cosine: half a wave from full to 0."
+    )
     generator: OptimizerConfig = Field(default=OptimizerConfig(), description="Optimiser settings of the generator alone.")
     discriminator: OptimizerConfig = Field(default=OptimizerConfig(), description="Optimiser settings of the discriminator alone.")
     critic_steps: Annotated[int, Field(ge=1, le=100)] = Field(
@@ -190,11 +223,27 @@ class TrainConfig(Document):
     )
     checkpoint_images: Annotated[int, Field(ge=1)] = Field(default=100_000, description="Images between checkpoints.")
     sample_images: Annotated[int, Field(ge=1)] = Field(default=50_000, description="Images between sample grids of the fixed latents.")
+    evaluation_images: Annotated[int, Field(ge=1)] = Field(
+        default=100_000, description="Images between evaluations on held-out images; the best one is published. There is one at the end."
+    )
+    num_evaluated: Annotated[int, Field(ge=0, le=50_000)] = Field(
+        default=1000,
+        description="Generated images of an evaluation, against as many held-out ones; 0 for none, which publishes the last weights.",
+    )
+    extractor: str = Field(
+        default="efficientnet-lite0", description="Whose features KID and Frechet distance are measured on, see GET /architectures."
+    )
 
     @model_validator(mode="after")
     def _total_holds_a_batch(self) -> Self:
         if self.total_images < self.batch_size:
             raise ValueError(f"total_images {self.total_images} is less than one batch of {self.batch_size}: give at least batch_size")
+        return self
+
+    @model_validator(mode="after")
+    def _augmentations_differ(self) -> Self:
+        if len(set(self.diff_augment)) < len(self.diff_augment):
+            raise ValueError(f"diff_augment {', '.join(self.diff_augment)} names one twice, which has no effect: name each once")
         return self
 
     def num_held_out(self, num_images: int) -> int:
@@ -213,6 +262,7 @@ class Progress(Document):
     images_per_second: float | None = None
     seconds_left: float | None = None
     losses: dict[str, float] = {}  # means over the last window of steps
+    evaluation: dict[str, float] = {}  # the last one
 
     @property
     def percent(self) -> float:
@@ -241,12 +291,13 @@ class JobStatus(Document):
 
 
 class Metrics(Document):
-    """One line of `metrics.jsonl`: means over the steps since the line before."""
+    """One line of `metrics.jsonl`: means over the steps since the line before, or an evaluation on held-out images."""
 
     images: int
     seconds: float  # of training, over all attempts
-    images_per_second: float
-    losses: dict[str, float]
+    images_per_second: float | None = None
+    losses: dict[str, float] = {}
+    evaluation: dict[str, float] = {}
 
 
 # --- a published version ------------------------------------------------------------------------------------------------------
@@ -272,6 +323,7 @@ class Manifest(Document):
     source: str  # the paper
     generator: ModuleSpec
     discriminator: ModuleSpec | None
+    parts: dict[Name, ModuleSpec] = {}  # further modules, by name: listed, and served where they take what the generator takes
     config: TrainConfig  # every default resolved
     dataset: DatasetCard
     metrics: dict[str, float]
@@ -303,7 +355,9 @@ def _flat(values: dict[str, JsonValue], prefix: str) -> list[tuple[str, list[str
     for key, value in values.items():
         if isinstance(value, dict):
             flat += _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list) and not prefix.startswith(("options.", "loss_options.")):
+        elif isinstance(value, bool) and not prefix:
+            flat.append((key if value else f"{key}=false", []))
+        elif isinstance(value, list) and not prefix.startswith(("options.", "loss_options.", "penalty_options.")):
             flat.append((prefix + key, [str(item) for item in value]))
         elif isinstance(value, str):
             flat.append((prefix + key, [value]))

@@ -1,4 +1,4 @@
-"""Images as the loop wants them: one uint8 tensor, split once, dealt in random order with no per-image Python."""
+"""Images, labels and sources as the loop wants them: resident tensors, split once, dealt in random order with no per-image Python."""
 
 import hashlib
 import os
@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from training.datasets import Dataset, DatasetError
 from training.game import Tensors
@@ -23,7 +25,7 @@ def to_images(pixels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers, ascending. An image that equals a held-out one is held out too."""
+    """Row numbers, ascending. An image that equals a held-out one, or is of its group, is held out too, and so on from that one."""
 
     train: Tensor
     held_out: Tensor
@@ -32,18 +34,38 @@ class Split:
 def split(dataset: Dataset, num_held_out: int) -> Split:
     """Hold out the images whose content hashes come first: the same ones in every run, in whatever order they were added.
 
+    Groups that share an image are one, rank by their first hash, and are held out whole until at least `num_held_out` images are.
+
     Raises:
         DatasetError: nothing is left to train on.
     """
-    hashes = np.array([hashlib.sha256(image.data).digest()[:8] for image in dataset.images], dtype="S8").view(">u8")
-    threshold = np.partition(hashes, num_held_out - 1)[num_held_out - 1]
-    held_out = hashes <= threshold
+    ranks = np.array([hashlib.sha256(image.data).digest()[:8] for image in dataset.images], dtype="S8").view(">u8")
+    if dataset.groups is not None:
+        ranks = _joint_ranks(ranks, dataset.groups)
+    threshold = np.partition(ranks, num_held_out - 1)[num_held_out - 1]
+    held_out = ranks <= threshold
     if held_out.all():
+        grouped = "groups are held out whole, and those that share an image together"
+        reason = "they are copies of held-out ones" if dataset.groups is None else grouped
         raise DatasetError(
-            f"data set {dataset.card.name!r} has {len(hashes)} images and all of them are held out, because they are copies"
-            " of held-out ones; give more different images"
+            f"data set {dataset.card.name!r} has {len(ranks)} images and all of them are held out, because {reason};"
+            " give more different images"
         )
     return Split(torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out)))
+
+
+def _joint_ranks(hashes: NDArray[np.uint64], groups: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The lowest hash of all images that are linked to each by a chain of equal images and equal groups."""
+    links = [np.unique(keys, return_inverse=True)[1] for keys in (groups, hashes)]
+    ranks = hashes.astype(np.uint64)
+    while True:
+        before = ranks
+        for link in links:
+            lowest = np.full(link.max() + 1, np.iinfo(np.uint64).max, np.uint64)
+            np.minimum.at(lowest, link, ranks)
+            ranks = lowest[link]
+        if np.array_equal(ranks, before):
+            return ranks
 
 
 def evenly(rows: Tensor, count: int) -> Tensor:
@@ -53,30 +75,57 @@ def evenly(rows: Tensor, count: int) -> Tensor:
     return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64).round().long()]
 
 
+def rows_of(dataset: Dataset, rows: Tensor) -> Tensors:
+    """A batch, as `Batches.next` gives it, of these rows in their order, on the CPU."""
+    return _to_batch({name: torch.from_numpy(array[rows.numpy()]) for name, array in _arrays(dataset).items()}, dataset)
+
+
+def _arrays(dataset: Dataset) -> dict[str, NDArray[np.uint8 | np.int64]]:
+    """What a batch is made of, by the names that it has there."""
+    arrays = {"image": dataset.images, "label": dataset.labels, "source": dataset.sources}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _to_batch(stored: Tensors, dataset: Dataset) -> Tensors:
+    batch = {name: to_images(pixels) for name, pixels in stored.items() if name != "label"}
+    if "label" in stored:
+        batch["label"] = F.one_hot(stored["label"], len(dataset.card.class_names or ())).to(torch.float32)
+    return batch
+
+
 class Batches:
     """Endless batches in random order: each image once, then all again in another order.
 
-    The pixels lie on the device where they fit, so that a batch is one indexing and one scaling.
+    What they are made of lies on the device where it fits, so that a batch is one indexing and one scaling.
     """
 
     def __init__(self, dataset: Dataset, rows: Tensor, batch_size: int, random: torch.Generator, device: torch.device) -> None:
         """random: a CPU generator that decides the order."""
-        self._resident: Tensor | None = None
-        if dataset.images.nbytes < RESIDENT_SHARE * _memory_bytes(device):
-            self._resident = torch.from_numpy(dataset.images[rows.numpy()]).to(device)
-        self._mapped = dataset.images  # the kernel reads what a batch touches
+        arrays = _arrays(dataset)
+        self._resident: Tensors | None = None
+        if sum(array.nbytes for array in arrays.values()) < RESIDENT_SHARE * _memory_bytes(device):
+            self._resident = {name: torch.from_numpy(array[rows.numpy()]).to(device) for name, array in arrays.items()}
+        self._dataset, self._mapped = dataset, arrays  # the kernel reads what a batch touches
         self._rows, self._batch_size, self._random, self._device = rows, batch_size, random, device
         self._order = torch.empty(0, dtype=torch.int64)
         self._position = 0
 
     def next(self) -> Tensors:
-        """`image`: (batch_size, C, H, W) float32 in [-1, 1]."""
+        """A batch of real data.
+
+        Returns:
+            image: (batch_size, C, H, W) float32 in [-1, 1].
+            label: (batch_size, classes) float32, one-hot; only where the set has classes.
+            source: (batch_size, C, H, W) float32 in [-1, 1]; only where the set is paired.
+        """
         taken = self._take(self._batch_size)
         if self._resident is not None:
-            pixels = self._resident[taken.to(self._device)]
+            taken = taken.to(self._device)
+            stored = {name: tensor[taken] for name, tensor in self._resident.items()}
         else:
-            pixels = torch.from_numpy(self._mapped[self._rows[taken].numpy()]).to(self._device)
-        return {"image": to_images(pixels)}
+            rows = self._rows[taken].numpy()
+            stored = {name: torch.from_numpy(array[rows]).to(self._device) for name, array in self._mapped.items()}
+        return _to_batch(stored, self._dataset)
 
     def _take(self, count: int) -> Tensor:
         taken = []

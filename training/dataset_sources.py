@@ -1,21 +1,22 @@
-"""Where data sets come from: published sets by name, and folders of pictures. For the command line alone.
+"""Published sets, by name. For the command line alone.
 
-Downloads go through torchvision (imported when one is needed), which checks what it fetched. CIFAR-10 is published as pickles, and
-unpickling runs what a file says: they are opened here, after torchvision's checksums, and nowhere else.
+Downloads go through torchvision (imported when one is needed), which checks what it fetched. The files of MNIST and of Fashion-MNIST have
+the same names, and are told apart by their content wherever they come from. CIFAR-10 is published as pickles, and unpickling runs what a
+file says: they are opened here, after torchvision's checksums, and nowhere else.
 """
 
 import gzip
+import hashlib
 import http.client
 import io
-import math
 import socket
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +26,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from training.dataset_folders import PictureFile, Pictures, batch_size, check_size, open_file, read_all, resize
+from training.dataset_folders import PictureFile, Pictures, batch_size, check_size, read_all, resize
 from training.datasets import About, Batch, DatasetError
 from training.files.pictures import read_picture
 
@@ -40,13 +41,17 @@ class SourceError(DatasetError):
 
 @dataclass(frozen=True)
 class Source:
-    """A published set. Files fetched by hand from `address` are looked for in `folder` below the data directory, as torchvision does."""
+    """A published set. Files fetched by hand from `address` are looked for in `folder` below the data directory, as torchvision does.
+
+    `content_sha256` is of each file's content, unpacked: it is the same however the file was packed.
+    """
 
     address: str
     licence: str
     folder: str
     size: int  # pixels a side by default
     class_names: tuple[str, ...] | None = None
+    content_sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 SOURCES = {
@@ -56,6 +61,12 @@ SOURCES = {
         folder="MNIST/raw",
         size=28,
         class_names=tuple("0123456789"),
+        content_sha256={
+            "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        },
     ),
     "fashion-mnist": Source(
         address="https://github.com/zalandoresearch/fashion-mnist",
@@ -74,6 +85,12 @@ SOURCES = {
             "bag",
             "ankle boot",
         ),
+        content_sha256={
+            "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        },
     ),
     "cifar10": Source(
         address="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
@@ -119,7 +136,7 @@ def published(name: str, root: Path, *, split: Split | None = None, size: int | 
 
 def _resized(source: Source, images: NDArray[np.uint8], labels: NDArray[np.int64], size: int) -> Pictures:
     about = About((images.shape[1], size, size), source.address, source.licence, source.class_names)
-    step = batch_size(about.shape)
+    step = batch_size(about)
 
     def batches() -> Iterator[Batch]:
         for start in range(0, len(images), step):
@@ -173,12 +190,8 @@ def _idx_set(name: str, root: Path, split: Split) -> tuple[NDArray[np.uint8], ND
     files = [f"{part}-{kind}-ubyte.gz" for part in _IDX_PARTS[split] for kind in ("images-idx3", "labels-idx1")]
     if not all(_at_hand(source, root, file) for file in files):
         _download_idx(name, root, files)
-    paths = [path for file in files if (path := _at_hand(source, root, file))]
-    arrays = [read_idx(path) for path in paths]
+    arrays = [read_idx(path, name) for file in files if (path := _at_hand(source, root, file))]
     images, labels = np.concatenate(arrays[0::2]), np.concatenate(arrays[1::2])
-    if images.shape != (len(labels), source.size, source.size) or labels.ndim != 1 or labels.max(initial=0) > 9:
-        given = " and ".join(str(path) for path in paths)
-        raise SourceError(f"{given} hold images {images.shape} and labels {labels.shape}, which are not {name}: fetch them again")
     return images[:, np.newaxis], labels.astype(np.int64)
 
 
@@ -200,11 +213,11 @@ def _download_idx(name: str, root: Path, files: list[str]) -> None:
                 path.replace(place / path.name)
 
 
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array of an IDX file of unsigned bytes, plain or gzipped.
+def read_idx(path: Path, name: str) -> NDArray[np.uint8]:
+    """The array of a published IDX file of unsigned bytes, plain or gzipped.
 
     Raises:
-        SourceError: it cannot be read, or is cut off or no such file.
+        SourceError: it cannot be read, is cut off, or is not what was published.
 
     Source: http://yann.lecun.com/exdb/mnist, "The IDX file format".
     """
@@ -212,11 +225,15 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{path} is damaged or cut off ({error}): fetch it again") from error
-    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
-        raise SourceError(f"{path} is no IDX file of unsigned bytes: fetch it again")
+    source, file = SOURCES[name], path.name.removesuffix(".gz")
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != source.content_sha256[file]:
+        of = [other for other, its in SOURCES.items() if its.content_sha256.get(file) == digest]
+        raise SourceError(
+            f"{path} is not {file} of {name}{f' but of {of[0]}' if of else ''}: unpacked, it has the sha256 {digest}, and"
+            f" {source.content_sha256[file]} was published; fetch it from {source.address}"
+        )
     shape = struct.unpack_from(f">{data[3]}I", data, 4)
-    if len(data) - 4 - 4 * len(shape) != math.prod(shape):
-        raise SourceError(f"{path} holds {len(data)} bytes where its head promises {shape}: fetch it again")
     return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
 
 
@@ -247,9 +264,9 @@ def _celeba(root: Path, size: int) -> Pictures:
             place = _celeba_at_hand(root)
             if place is None:
                 raise RuntimeError("the download did not bring it")
-    files = _celeba_files(place)
+    files = _celeba_files(place, size)
     about = About((3, size, size), SOURCES["celeba"].address, SOURCES["celeba"].licence)
-    return Pictures(about, len(files), read_all(files, about, lambda file: _celeba_pixels(file, size)))
+    return Pictures(about, len(files), read_all(files, about))
 
 
 def _celeba_at_hand(root: Path) -> Path | None:
@@ -258,22 +275,27 @@ def _celeba_at_hand(root: Path) -> Path | None:
     return next((path for path in candidates if path.exists()), None)
 
 
-def _celeba_files(place: Path) -> list[PictureFile]:
+def _celeba_files(place: Path, size: int) -> list[PictureFile]:
     if place.is_dir():
-        return [PictureFile(path.name, partial(open_file, path)) for path in sorted(place.glob("*.jpg"))]
+        return [PictureFile(path.name, partial(_face, partial(_opened, path), size)) for path in sorted(place.glob("*.jpg"))]
     try:
         archive = zipfile.ZipFile(place)
     except (OSError, zipfile.BadZipFile) as error:
         raise SourceError(f"{place} is damaged or cut off ({error}): fetch it again") from error
     names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
-    return [PictureFile(name, partial(_unzipped, archive, name)) for name in names]
+    return [PictureFile(name, partial(_face, partial(_unzipped, archive, name), size)) for name in names]
+
+
+def _opened(path: Path) -> BinaryIO:
+    return path.open("rb")
 
 
 def _unzipped(archive: zipfile.ZipFile, name: str) -> BinaryIO:
     return io.BytesIO(archive.read(name))
 
 
-def _celeba_pixels(file: BinaryIO, size: int) -> NDArray[np.uint8]:
-    whole = read_picture(file, _CELEBA)
+def _face(open_file: Callable[[], BinaryIO], size: int) -> Batch:
+    with open_file() as file:
+        whole = read_picture(file, _CELEBA)
     top, left = (whole.shape[1] - _CELEBA_CROP) // 2, (whole.shape[2] - _CELEBA_CROP) // 2
-    return resize(whole[:, top : top + _CELEBA_CROP, left : left + _CELEBA_CROP], size)
+    return Batch(resize(whole[:, top : top + _CELEBA_CROP, left : left + _CELEBA_CROP], size)[np.newaxis])

@@ -5,14 +5,17 @@ A set is a directory `<name>/` that is written once and never changes:
     card.json    DatasetCard
     images.npy   uint8, (N, C, H, W), 0 is black
     labels.npy   int64, (N,), indices into the card's class names; only where there are classes
+    sources.npy  uint8, (N, C, H, W), the image that each image is made from; only in a paired set
+    groups.npy   int64, (N,), equal for images that are held out together; only where there are groups
 """
 
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +26,7 @@ from training.files.directories import DamagedFileError, commit, describe, stagi
 
 BUILTIN = Path(__file__).parent / "builtin"
 
+Part = Literal["images", "labels", "sources", "groups"]  # of a set: a file, a field of Batch and of Dataset
 Progress = Callable[[int], None]  # called with the number of images and left-out files so far
 
 
@@ -48,30 +52,50 @@ class EmptyDatasetError(DatasetError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """`images` (N, C, H, W) and `labels` (N,) are read-only views of the files."""
+    """`images` (N, C, H, W), `labels` (N,), `sources` (N, C, H, W) and `groups` (N,) are read-only views of the files."""
 
     card: DatasetCard
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64] | None
+    labels: NDArray[np.int64] | None = None
+    sources: NDArray[np.uint8] | None = None
+    groups: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
 class About:
-    """What is known of a set before its images are read; `shape` is (channels, height, width)."""
+    """What is known of a set before its images are read; `shape` and `source_shape` are (channels, height, width)."""
 
     shape: tuple[int, int, int]
     source: str
     licence: str
     class_names: tuple[str, ...] | None = None
+    source_shape: tuple[int, int, int] | None = None
+    grouped: bool = False
+
+    def arrays(self, num_images: int) -> dict[Part, tuple[type[np.generic], tuple[int, ...]]]:
+        """What such a set has of so many images: dtype and shape."""
+        arrays: dict[Part, tuple[type[np.generic], tuple[int, ...]]] = {"images": (np.uint8, (num_images, *self.shape))}
+        if self.class_names:
+            arrays["labels"] = (np.int64, (num_images,))
+        if self.source_shape:
+            arrays["sources"] = (np.uint8, (num_images, *self.source_shape))
+        if self.grouped:
+            arrays["groups"] = (np.int64, (num_images,))
+        return arrays
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (n, C, H, W), their labels (n,) where the set has classes, and a sentence for each file that was left out."""
+    """Images (n, C, H, W), what else the set has of each of them, and a sentence for each file that was left out.
+
+    Groups are any numbers; they count over all batches of a set.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64] | None = None
     skipped: tuple[str, ...] = ()
+    sources: NDArray[np.uint8] | None = None
+    groups: NDArray[np.int64] | None = None
 
 
 # --- reading ------------------------------------------------------------------------------------------------------------------
@@ -106,16 +130,25 @@ def load(name: str, folder: Path) -> Dataset:
     """
     path = _find(name, folder)
     found = _read_card(path)
-    try:
-        images = np.load(verify(path, found.files["images"]), mmap_mode="r", allow_pickle=False)
-        labels = np.load(verify(path, found.files["labels"]), mmap_mode="r", allow_pickle=False) if found.class_names else None
-    except (DamagedFileError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
-    if images.dtype != np.uint8 or images.shape != (found.num_images, *found.shape):
-        raise _damaged(path, f"images.npy holds {images.dtype} {images.shape}, unlike its card")
-    if labels is not None and (labels.dtype != np.int64 or labels.shape != (found.num_images,)):
-        raise _damaged(path, f"labels.npy holds {labels.dtype} {labels.shape}, unlike its card")
-    return Dataset(found, images, labels)
+    arrays = {}
+    for part, (dtype, shape) in _about(found).arrays(found.num_images).items():
+        try:
+            array = np.load(verify(path, found.files[part]), mmap_mode="r", allow_pickle=False)
+        except (DamagedFileError, ValueError) as error:
+            raise _damaged(path, str(error)) from error
+        if array.dtype != dtype or array.shape != shape:
+            raise _damaged(path, f"{part}.npy holds {array.dtype} {array.shape}, unlike its card")
+        arrays[part] = array
+    return Dataset(found, arrays["images"], arrays.get("labels"), arrays.get("sources"), arrays.get("groups"))
+
+
+def _about(card: DatasetCard) -> About:
+    """Raises ValueError for a shape that has not three axes."""
+    (channels, height, width), source_shape = card.shape, None
+    if card.source_shape is not None:
+        source_channels, source_height, source_width = card.source_shape
+        source_shape = (source_channels, source_height, source_width)
+    return About((channels, height, width), card.source, card.licence, card.class_names, source_shape, card.num_groups is not None)
 
 
 def _scan(folder: Path) -> Iterator[tuple[str, DatasetCard | DamagedDatasetError]]:
@@ -153,8 +186,11 @@ def _read_card(path: Path) -> DatasetCard:
         raise _damaged(path, f"card.json is no card that this version reads: {where}: {first['msg']}") from error
     if found.name != path.name:
         raise _damaged(path, f"its card names it {found.name!r}")
-    expected = {"images", "labels"} if found.class_names else {"images"}
-    if set(found.files) != expected:
+    try:
+        expected = _about(found).arrays(found.num_images)
+    except ValueError as error:
+        raise _damaged(path, "a shape on its card is not (channels, height, width)") from error
+    if set(found.files) != set(expected):
         raise _damaged(path, f"its card lists the files {sorted(found.files)}; expected {sorted(expected)}")
     for spec in found.files.values():
         if not (path / spec.file).is_file():
@@ -211,24 +247,26 @@ def write(name: str, folder: Path, about: About, batches: Iterable[Batch], progr
 
 
 def _write_files(name: str, staged: Path, about: About, batches: Iterable[Batch], progress: Progress | None) -> DatasetCard:
-    with (staged / "images.npy").open("wb") as file:
-        content = _Content(about, file)
+    with ExitStack() as open_files:
+        content = _Content(about, staged, open_files)
         for batch in batches:
             content.add(batch)
             if progress:
                 progress(content.num_images + len(content.skipped))
-        content.close()
+        content.finish()
     if content.num_images == 0:
         raise EmptyDatasetError(f"data set {name!r} would be empty: {_why_empty(content.skipped)}")
-    if about.class_names:
-        np.save(staged / "labels.npy", content.labels(), allow_pickle=False)
+    for part, values in content.numbers.items():
+        np.save(staged / f"{part}.npy", values, allow_pickle=False)
     files = {path.stem: describe(path) for path in sorted(staged.glob("*.npy"))}
     written = DatasetCard.model_validate(
         {
             "name": name,
             "num_images": content.num_images,
             "shape": about.shape,
+            "source_shape": about.source_shape,
             "class_names": about.class_names,
+            "num_groups": len(np.unique(content.numbers["groups"])) if about.grouped else None,
             "content_sha256": content.sha256(),
             "source": about.source,
             "licence": about.licence,
@@ -246,51 +284,73 @@ def _why_empty(skipped: list[str]) -> str:
 
 
 class _Content:
-    """Appends batches to an .npy file, and hashes what passes: image bytes, then label bytes (little-endian int64), then the shape."""
+    """Appends batches to the files of pixels, keeps the numbers (labels and groups), and hashes what passes."""
 
-    def __init__(self, about: About, file: BinaryIO) -> None:
+    def __init__(self, about: About, staged: Path, open_files: ExitStack) -> None:
         self.about = about
         self.num_images = 0
         self.skipped: list[str] = []
-        self._file = file
-        self._labels: list[NDArray[np.int64]] = []
-        self._hash = hashlib.sha256()
-        file.write(self._header())
+        self.numbers: dict[Part, NDArray[np.int64]] = {}
+        self._pixels: dict[Part, _Pixels] = {}
+        for part, (dtype, shape) in about.arrays(0).items():
+            if dtype is np.uint8:
+                self._pixels[part] = _Pixels(open_files.enter_context((staged / f"{part}.npy").open("wb")), shape[1:])
+        self._numbers: dict[Part, list[NDArray[np.int64]]] = {part: [] for part in about.arrays(0) if part not in self._pixels}
 
     def add(self, batch: Batch) -> None:
-        images, labels, classes = batch.images, batch.labels, self.about.class_names
-        if images.dtype != np.uint8 or images.shape[1:] != self.about.shape:
-            raise ValueError(f"images of {images.dtype} {images.shape} are not uint8 (n, {self.about.shape})")
-        if (labels is None) is not (classes is None):
-            raise ValueError("a set with class names has labels, and none without")
-        if labels is not None and classes is not None:
-            if labels.shape != images.shape[:1] or (labels.size and not 0 <= labels.min() <= labels.max() < len(classes)):
-                raise ValueError(f"labels {labels.shape} are not one index of {len(classes)} classes an image")
-            self._labels.append(labels.astype("<i8"))
-        data = np.ascontiguousarray(images).data
-        self._file.write(data)
-        self._hash.update(data)
-        self.num_images += len(images)
+        given: dict[Part, NDArray[Any]] = {part: array for part in get_args(Part) if (array := getattr(batch, part)) is not None}
+        wanted = self.about.arrays(len(batch.images))
+        if set(given) != set(wanted):
+            raise ValueError(f"a batch has {sorted(given)} where the set has {sorted(wanted)}")
+        for part, (dtype, shape) in wanted.items():
+            if given[part].dtype != dtype or given[part].shape != shape:
+                raise ValueError(f"{part} of {given[part].dtype} {given[part].shape} are not {np.dtype(dtype)} {shape}")
+        num_classes = len(self.about.class_names or ())
+        if batch.labels is not None and batch.labels.size and not 0 <= batch.labels.min() <= batch.labels.max() < num_classes:
+            raise ValueError(f"labels from {batch.labels.min()} to {batch.labels.max()} are not indices of {num_classes} classes")
+        for part, pixels in self._pixels.items():
+            pixels.append(given[part])
+        for part, values in self._numbers.items():
+            values.append(given[part].astype("<i8"))
+        self.num_images += len(batch.images)
         self.skipped += batch.skipped
 
-    def close(self) -> None:
-        """Write the header again, now that the number of images is known."""
-        self._file.seek(0)
-        self._file.write(self._header())
-
-    def labels(self) -> NDArray[np.int64]:
-        return np.concatenate(self._labels)
+    def finish(self) -> None:
+        for pixels in self._pixels.values():
+            pixels.write_header(self.num_images)
+        if self.num_images:
+            self.numbers = {part: np.concatenate(values) for part, values in self._numbers.items()}
 
     def sha256(self) -> str:
-        total = self._hash.copy()
-        if self._labels:
-            total.update(self.labels().data)
+        """Over image bytes, label bytes (little-endian int64) and the shape; then over the sources' shape and the hash of their bytes,
+        and over group bytes. What a set has not is not in it."""
+        total = self._pixels["images"].hash.copy()
+        if "labels" in self.numbers:
+            total.update(self.numbers["labels"].data)
         total.update(repr((self.num_images, *self.about.shape)).encode())
+        if "sources" in self._pixels:
+            total.update(repr(("sources", self.about.source_shape)).encode() + self._pixels["sources"].hash.digest())
+        if "groups" in self.numbers:
+            total.update(b"groups" + self.numbers["groups"].tobytes())
         return total.hexdigest()
 
-    def _header(self) -> bytes:
-        """Always of one length: numpy pads it for a first axis of up to 21 digits."""
+
+class _Pixels:
+    """An .npy file of uint8 images of one shape that grows as they come, and the hash of their bytes."""
+
+    def __init__(self, file: BinaryIO, shape: tuple[int, ...]) -> None:
+        self.hash = hashlib.sha256()
+        self._file, self._shape = file, shape
+        self.write_header(0)
+
+    def append(self, images: NDArray[np.uint8]) -> None:
+        data = np.ascontiguousarray(images).data
+        self._file.write(data)
+        self.hash.update(data)
+
+    def write_header(self, num_images: int) -> None:
+        """Written again at the end, when the number is known. Always of one length: numpy pads it for a first axis of up to 21 digits."""
         header = io.BytesIO()
-        shape = (self.num_images, *self.about.shape)
-        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        return header.getvalue()
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (num_images, *self._shape)})
+        self._file.seek(0)
+        self._file.write(header.getvalue())

@@ -6,7 +6,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,11 +25,14 @@ from training.contract import (
     UserError,
     now,
     probe_inputs,
+    probe_shape,
     probe_step,
 )
+from training.data import evenly
 from training.files import versions
 from training.files.directories import describe, staging, verify
-from training.game import Player, Tensors
+from training.game import Given, Player, Tensors
+from training.layers import fold_parametrizations
 
 # torch.jit is deprecated upstream, and what the service loads; the manifest can carry other formats beside it
 warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=FutureWarning)
@@ -40,6 +43,7 @@ PROBE_TOLERANCE = 1e-3  # at loading: another processor, or a GPU with reduced p
 NUM_QUANTILES = 101
 MAX_SCORED = 2000  # images of each kind behind the score reference
 NUM_SAMPLES = 64
+NUM_COMPARISONS = 16
 SAMPLES_FILE = "samples.png"
 
 
@@ -58,24 +62,44 @@ class Provenance:
     metrics: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Real images (N, C, H, W) in [-1, 1] that were never trained on, and what they give to the served players."""
+
+    images: Tensor
+    given: Given = field(default_factory=Given)
+
+    def some(self, count: int) -> "HeldOut":
+        """At most so many of the images, evenly spaced."""
+        rows = evenly(torch.arange(len(self.images)), count)
+
+        def cut(tensors: Tensors) -> Tensors:
+            return {name: values[rows] for name, values in tensors.items()}
+
+        baseline = None if self.given.baseline is None else self.given.baseline[rows]
+        return HeldOut(self.images[rows], Given(cut(self.given.inputs), cut(self.given.condition), baseline))
+
+
 def example_inputs(specs: Sequence[TensorSpec], num_rows: int, seed: int = 0) -> Tensors:
     """Inputs for a module that are the same everywhere: see contract.probe_inputs."""
-    return {spec.name: torch.tensor(probe_inputs(spec, num_rows, seed)).reshape(num_rows, *spec.shape) for spec in specs}
+    return {spec.name: torch.tensor(probe_inputs(spec, num_rows, seed)).reshape(num_rows, *probe_shape(spec)) for spec in specs}
 
 
-def draw_inputs(specs: Sequence[TensorSpec], seeds: Sequence[int]) -> Tensors:
-    """Inputs as the service draws them: one random generator an image, every latent in declared order."""
-    rows: dict[str, list[Tensor]] = {spec.name: [] for spec in specs}
+def draw_inputs(specs: Sequence[TensorSpec], seeds: Sequence[int], given: Tensors) -> Tensors:
+    """Inputs as the service makes them: one random generator an image draws every latent in declared order.
+
+    Args:
+        given: the inputs that are no latents, by name, a row for each seed.
+    """
+    rows: dict[str, list[Tensor]] = {spec.name: [] for spec in specs if spec.kind == "latent"}
     for seed in seeds:
         random = torch.Generator().manual_seed(seed)
         for spec in specs:
-            if spec.kind != "latent":
-                raise ExportError(f"samples cannot be drawn for an input of kind {spec.kind}")
-            normal = spec.distribution == "normal"
-            rows[spec.name].append(
-                torch.randn(spec.shape, generator=random) if normal else torch.rand(spec.shape, generator=random) * 2 - 1
-            )
-    return {name: torch.stack(values) for name, values in rows.items()}
+            if spec.kind == "latent":
+                normal = spec.distribution == "normal"
+                drawn = torch.randn(spec.shape, generator=random) if normal else torch.rand(spec.shape, generator=random) * 2 - 1
+                rows[spec.name].append(drawn)
+    return {name: torch.stack(values) for name, values in rows.items()} | given
 
 
 # --- gates --------------------------------------------------------------------------------------------------------------------
@@ -89,6 +113,7 @@ def script(name: str, player: Player) -> torch.jit.ScriptModule:
             or the output is not what is declared.
     """
     module = deepcopy(player.module).cpu().eval().requires_grad_(False)
+    fold_parametrizations(module)
     check_finite_weights(name, module)
     scripted: torch.jit.ScriptModule = torch.jit.script(module)
     inputs = example_inputs(player.inputs, CHECKED_ROWS)
@@ -107,7 +132,8 @@ def check_finite_weights(name: str, module: nn.Module) -> None:
 
 def check_output(name: str, player: Player, output: Tensor) -> None:
     wanted = (CHECKED_ROWS, *player.output.shape)
-    if tuple(output.shape) != wanted or output.dtype != torch.float32:
+    fits = len(output.shape) == len(wanted) and all(want in (size, -1) for size, want in zip(output.shape, wanted, strict=True))
+    if not fits or output.dtype != torch.float32:
         raise ExportError(f"{name}: output is {output.dtype} {tuple(output.shape)}, and {wanted} of torch.float32 is declared")
     if not output.isfinite().all():
         raise ExportError(f"{name}: {int((~output.isfinite()).sum())} output values are not finite")
@@ -161,11 +187,11 @@ def make_probe(scripted: torch.jit.ScriptModule, inputs: Sequence[TensorSpec], n
     return Probe(seed=seed, num_rows=num_rows, expected=tuple(expected.tolist()), tolerance=PROBE_TOLERANCE)
 
 
-def score_reference(generator: Player, discriminator: Player, held_out: Tensor) -> ScoreReference:
-    """Where scores lie: of held-out real images (N, C, H, W) in [-1, 1], and of as many generated ones."""
-    real = _in_batches(discriminator.module, {"image": held_out})
-    inputs = draw_inputs(generator.inputs, range(NUM_SAMPLES, NUM_SAMPLES + len(held_out)))
-    generated = _in_batches(discriminator.module, {"image": _in_batches(generator.module, inputs)})
+def score_reference(generator: Player, discriminator: Player, held_out: HeldOut) -> ScoreReference:
+    """Where scores lie: of held-out real images, and of as many generated ones that are given the same."""
+    condition = held_out.given.condition
+    real = _in_batches(discriminator.module, {"image": held_out.images} | condition)
+    generated = _in_batches(discriminator.module, {"image": generate(generator, held_out, NUM_SAMPLES)} | condition)
     levels = torch.linspace(0, 1, NUM_QUANTILES, dtype=torch.float64)
     return ScoreReference(
         real=tuple(torch.quantile(_mean_scores(real), levels).tolist()),
@@ -195,31 +221,46 @@ def _in_batches(module: nn.Module, inputs: Tensors, rows: int = 64) -> Tensor:
 
 def save_grid(path: Path, images: Tensor) -> None:
     """A PNG of images (N, C, H, W) in [-1, 1], near square, row by row."""
-    columns = math.ceil(math.sqrt(len(images)))
+    count, _, height, width = images.shape
+    columns = math.ceil(math.sqrt(count * height / width))
     torchvision.utils.save_image(images, path, nrow=columns, normalize=True, value_range=(-1, 1))
 
 
-def sample(generator: Player, seeds: Sequence[int]) -> Tensor:
-    """Images (N, C, H, W) of the seeds, on the CPU.
+def generate(generator: Player, given: HeldOut, first_seed: int = 0) -> Tensor:
+    """One image (C, H, W) for each that is given, with the seeds from `first_seed` on; on the CPU.
 
     Raises:
         ExportError: they are not finite.
     """
-    images = _in_batches(generator.module, draw_inputs(generator.inputs, seeds))
+    seeds = range(first_seed, first_seed + len(given.images))
+    images = _in_batches(generator.module, draw_inputs(generator.inputs, seeds, given.given.inputs))
     if not images.isfinite().all():
         raise ExportError(f"generator: {int((~images.isfinite()).sum())} sample values are not finite")
     return images
 
 
+def sheet(generator: Player, examples: HeldOut) -> Tensor:
+    """What a grid shows: the images of the examples' seeds; where there is a right answer, baseline, image and answer side by side.
+
+    Raises:
+        ExportError: the images are not finite.
+    """
+    images, baseline = generate(generator, examples), examples.given.baseline
+    return images if baseline is None else torch.cat([baseline, images, examples.images], dim=3)[:NUM_COMPARISONS]
+
+
 # --- publishing ---------------------------------------------------------------------------------------------------------------
 
 
-def publish(players: Mapping[str, Player], provenance: Provenance, held_out: Tensor, repositories: Sequence[Path]) -> Manifest:
+def publish(
+    players: Mapping[str, Player], provenance: Provenance, held_out: HeldOut, examples: HeldOut, repositories: Sequence[Path]
+) -> Manifest:
     """Publish a run's players as the next version of its model; the second time, return what the first time made.
 
     Args:
-        players: "generator", and "discriminator" where it is served.
-        held_out: real images (N, C, H, W) in [-1, 1], never trained on; all are scored, and MAX_SCORED are enough.
+        players: "generator", and "discriminator" where it is served; all others are parts.
+        held_out: all are scored, and MAX_SCORED are enough.
+        examples: NUM_SAMPLES, for the picture of samples.
         repositories: the first is written to.
 
     Raises:
@@ -229,7 +270,7 @@ def publish(players: Mapping[str, Player], provenance: Provenance, held_out: Ten
     if (done := published_by(provenance.run, name, repositories)) is not None:
         return done
     scripted = {key: script(key, player) for key, player in players.items()}
-    samples = sample(players["generator"], range(NUM_SAMPLES))
+    samples = sheet(players["generator"], examples)
     discriminator = players.get("discriminator")
     reference = score_reference(players["generator"], discriminator, held_out) if discriminator else None
     while True:
@@ -245,6 +286,7 @@ def publish(players: Mapping[str, Player], provenance: Provenance, held_out: Ten
                 source=provenance.source,
                 generator=specs["generator"],
                 discriminator=specs.get("discriminator"),
+                parts={key: spec for key, spec in specs.items() if key not in ("generator", "discriminator")},
                 config=provenance.config,
                 dataset=provenance.dataset,
                 metrics=dict(provenance.metrics),

@@ -1,24 +1,22 @@
 """The training loop, to be read aloud like a recipe.
 
-A step shows `critic_steps` fresh batches to the discriminator, then moves the generator once, then its moving average.
-The generator runs once for the last discriminator step and its own: the same images are judged, then improved.
+Games are played one after the other. A step shows `critic_steps` fresh batches to the discriminator, then moves the generator once,
+then its moving average.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from copy import deepcopy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch import Tensor
 
-from training.contract import Metrics, OptimizerConfig, TrainConfig
+from training.contract import Metrics, TrainConfig
 from training.data import Batches
-from training.game import Game
-from training.losses import AdversarialLoss
+from training.game import Tensors
+from training.match import Match, Rules, move_average
 
 EMA_RAMPUP = 0.05  # early on the half-life is at most this share of the images seen (Karras et al. 2020, arXiv:2006.06676)
 METRIC_LINES = 200  # lines of metrics in a whole run
@@ -26,48 +24,6 @@ METRIC_LINES = 200  # lines of metrics in a whole run
 
 class NotFiniteError(Exception):
     """A loss became infinite or NaN; the message names the term and the step."""
-
-
-@dataclass
-class Match:
-    """One game in training: its networks, the generator's moving average, and an optimiser for each side."""
-
-    game: Game
-    average: nn.Module
-    generator_optimizer: Optimizer
-    discriminator_optimizer: Optimizer
-
-    @classmethod
-    def of(cls, game: Game, config: TrainConfig, device: torch.device) -> "Match":
-        game.generator.to(device).train()
-        game.discriminator.to(device).train()
-        average = deepcopy(game.generator).eval().requires_grad_(False)
-        return cls(game, average, _adam(game.generator, config.generator), _adam(game.discriminator, config.discriminator))
-
-    @property
-    def averaged_game(self) -> Game:
-        """The game as it is served: the generator's moving average against the discriminator."""
-        return Game(self.average, self.game.discriminator, self.game.deal)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: part.state_dict() for name, part in self._parts()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, part in self._parts():
-            part.load_state_dict(state[name])
-
-    def _parts(self) -> Iterator[tuple[str, nn.Module | Optimizer]]:
-        yield "generator", self.game.generator
-        yield "discriminator", self.game.discriminator
-        yield "average", self.average
-        yield "generator_optimizer", self.generator_optimizer
-        yield "discriminator_optimizer", self.discriminator_optimizer
-
-
-def _adam(module: nn.Module, config: OptimizerConfig) -> Adam:
-    assert config.learning_rate is not None, "the config is resolved before it is run"
-    assert config.betas is not None, "the config is resolved before it is run"
-    return Adam(module.parameters(), lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 class Watcher(Protocol):
@@ -82,21 +38,73 @@ class Watcher(Protocol):
     def sample(self, images: int) -> None:
         """At each `sample_images`."""
 
+    def evaluate(self, images: int) -> None:
+        """At each `evaluation_images` of the last phase, whose images are those that will be published, and at the end."""
+
     def checkpoint(self, images: int) -> None:
         """At each `checkpoint_images`."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the run, from `start` to `end` images, in which one game is played, or its generator warms up.
+
+    The game itself lasts from `game_start` to `game_end`.
+    """
+
+    key: str
+    warming_up: bool
+    start: int
+    end: int
+    game_start: int
+    game_end: int
+
+
+def phases(matches: Mapping[str, Match], total_images: int) -> list[Phase]:
+    """The games' shares of the run, in their order, each with its warm-up before it."""
+    shares = sum(match.game.share for match in matches.values())
+    found: list[Phase] = []
+    begin, played = 0, 0.0
+    for key, match in matches.items():
+        played += match.game.share
+        end = round(total_images * played / shares)
+        warm = begin + round((end - begin) * match.game.warmup_share)
+        if warm > begin:
+            found.append(Phase(key, True, begin, warm, begin, end))
+        if end > warm:
+            found.append(Phase(key, False, warm, end, begin, end))
+        begin = end
+    return found
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far: at how many images, and its value."""
+
+    images: int
+    value: float
 
 
 class Training:
     """All that changes while a model is trained; `state_dict` holds every bit of it."""
 
-    def __init__(
-        self, matches: dict[str, Match], loss: AdversarialLoss, batches: Batches, config: TrainConfig, random: torch.Generator
-    ) -> None:
+    def __init__(self, matches: dict[str, Match], rules: Rules, batches: Batches, config: TrainConfig, random: torch.Generator) -> None:
         """random: on the device of the networks; deals the latents."""
-        self.matches, self.images, self.seconds = matches, 0, 0.0
-        self._loss, self._batches, self._config, self._random = loss, batches, config, random
+        self.matches, self.images, self.steps, self.seconds = matches, 0, 0, 0.0
+        self.best: Best | None = None
+        self._rules, self._batches, self._config, self._random = rules, batches, config, random
+        self._phases = phases(matches, config.total_images)
+        self._terms: tuple[str, ...] = ()
         self._window: list[Tensor] = []  # losses since the last line of metrics, not read yet: reading waits for the device
-        self._window_start = (0, 0.0)  # images and seconds at that line
+        self._window_start = (0, 0, 0.0)  # images, steps and seconds at that line
+
+    @property
+    def phase(self) -> Phase:
+        return next((phase for phase in self._phases if self.images < phase.end), self._phases[-1])
+
+    @property
+    def in_last_phase(self) -> bool:
+        return self.phase is self._phases[-1]
 
     def run(self, watcher: Watcher) -> None:
         """Train until `total_images` are seen.
@@ -108,60 +116,70 @@ class Training:
         every_metrics = max(config.total_images // METRIC_LINES, config.batch_size)
         clock = _Clock()
         while self.images < config.total_images:
-            before = self.images
+            before, phase = self.images, self.phase
             self.step()
             self.seconds += clock.lap()
-            if self._crossed(before, every_metrics):
-                watcher.measured(self._measure())
+            if self._crossed(before, every_metrics) or self.phase is not phase:
+                watcher.measured(self._measure(phase))
+            if self.phase.key != phase.key:
+                self.matches[phase.key].end()
             if self._crossed(before, config.sample_images):
                 watcher.sample(self.images)
+            ended = self.images >= config.total_images
+            if self.in_last_phase and (ended or self._crossed(before, config.evaluation_images)):
+                watcher.evaluate(self.images)  # before the checkpoint, which then knows the best state so far
             if self._crossed(before, config.checkpoint_images):
                 watcher.checkpoint(self.images)
             if rate := clock.beat(self.images):
                 watcher.beat(self.images, rate)
         if self._window:  # the last steps, where they are no whole line
-            watcher.measured(self._measure())
+            watcher.measured(self._measure(self.phase))
 
     def step(self) -> None:
-        """One step of every game."""
-        losses = [self._step(match) for match in self.matches.values()]
-        self._window.append(torch.cat(losses))
+        """One step of the game whose turn it is."""
+        phase, before = self.phase, self.images
+        match = self.matches[phase.key]
+        match.set_learning_rates(self._config, self._learning_rate_factor(phase))
+        play = match.warm_up if phase.warming_up else self._play(match)
+        terms = play(self._next_batch, self._random)
+        decay = self._average_decay(self.images - before, self.images - phase.game_start)
+        move_average(match.average, match.game.generator, decay)
+        self.steps += 1
+        self._terms = tuple(terms)
+        self._window.append(torch.stack(list(terms.values())))
 
-    def _step(self, match: Match) -> Tensor:
-        game, loss, config = match.game, self._loss, self._config
-        for critic_step in range(config.critic_steps):
-            last = critic_step == config.critic_steps - 1
-            dealt = game.deal(self._batches.next(), self._random)
-            with torch.set_grad_enabled(last):
-                generated = game.generator(**dealt.inputs)
-            # real and generated images go through apart: together, batch norm would tell the one from the other
-            real_scores = game.discriminator(dealt.target, **dealt.condition)
-            fake_scores = game.discriminator(generated.detach(), **dealt.condition)
-            discriminator_loss = loss.discriminator(real_scores, fake_scores)
-            _descend(match.discriminator_optimizer, discriminator_loss)
-            self.images += dealt.target.shape[0]
+    def _play(self, match: Match) -> Callable[[Callable[[], Tensors], torch.Generator], dict[str, Tensor]]:
+        return lambda batch, random: match.play(self._rules, batch, random)
 
-        game.discriminator.requires_grad_(False)  # its weights need no gradient of the generator's loss
-        generator_loss = loss.generator(game.discriminator(generated, **dealt.condition))
-        _descend(match.generator_optimizer, generator_loss)
-        game.discriminator.requires_grad_(True)
-        move_average(match.average, game.generator, self._average_decay(config.batch_size * config.critic_steps))
-        return torch.stack([discriminator_loss, generator_loss, real_scores.mean(), fake_scores.mean()]).detach()
+    def _next_batch(self) -> Tensors:
+        batch = self._batches.next()
+        self.images += len(batch["image"])
+        return batch
 
-    def _average_decay(self, images: int) -> float:
-        halflife = min(self._config.ema_halflife_images, EMA_RAMPUP * self.images)
+    def _learning_rate_factor(self, phase: Phase) -> float:
+        progress = (self.images - phase.game_start) / (phase.game_end - phase.game_start)
+        if self._config.learning_rate_schedule == "linear":
+            return min(1.0, 2 * (1 - progress))
+        return 0.5 * (1 + math.cos(math.pi * progress)) if self._config.learning_rate_schedule == "cosine" else 1.0
+
+    def _average_decay(self, images: int, images_of_game: int) -> float:
+        halflife = min(self._config.ema_halflife_images, EMA_RAMPUP * images_of_game)
         return 0.5 ** (images / halflife) if halflife > 0 else 0.0
 
     def _crossed(self, before: int, every: int) -> bool:
         return self.images // every > before // every
 
-    def _measure(self) -> Metrics:
-        names, values = self._term_names(), self._finite_window()
-        images_before, seconds_before = self._window_start
-        self._window, self._window_start = [], (self.images, self.seconds)
+    def _measure(self, phase: Phase) -> Metrics:
+        values = self._finite_window()
+        images_before, _, seconds_before = self._window_start
+        means = dict(zip(self._terms, values.mean(dim=0).tolist(), strict=True))
+        if not phase.warming_up:
+            means |= self.matches[phase.key].score_after(self._rules)
+        self._window, self._window_start = [], (self.images, self.steps, self.seconds)
         rate = (self.images - images_before) / max(self.seconds - seconds_before, 1e-9)
-        means = dict(zip(names, values.mean(dim=0).tolist(), strict=True))
-        return Metrics(images=self.images, seconds=self.seconds, images_per_second=rate, losses=means)
+        prefix = f"{phase.key}/" if len(self.matches) > 1 else ""
+        losses = {prefix + name: value for name, value in means.items()}
+        return Metrics(images=self.images, seconds=self.seconds, images_per_second=rate, losses=losses)
 
     def check_finite(self) -> None:
         """Raise NotFiniteError for a loss that no line of metrics has told of yet; a state that is kept must be sound."""
@@ -173,18 +191,17 @@ class Training:
         values = torch.stack(self._window).double().cpu()
         bad = (~values.isfinite()).nonzero()
         if len(bad):
-            images_a_step = self._config.batch_size * self._config.critic_steps * len(self.matches)
-            step = self._window_start[0] // images_a_step + int(bad[0, 0]) + 1
-            raise NotFiniteError(f"{self._term_names()[int(bad[0, 1])]} is not finite at step {step:,}; try a smaller learning_rate")
+            step = self._window_start[1] + int(bad[0, 0]) + 1
+            raise NotFiniteError(f"{self._terms[int(bad[0, 1])]} is not finite at step {step:,}; try a smaller learning_rate")
         return values
-
-    def _term_names(self) -> list[str]:
-        return [name if len(self.matches) == 1 else f"{key}/{name}" for key in self.matches for name in _TERMS]
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "images": self.images,
+            "steps": self.steps,
             "seconds": self.seconds,
+            "best": None if self.best is None else [self.best.images, self.best.value],
+            "terms": list(self._terms),
             "window": self._window,
             "window_start": list(self._window_start),
             "matches": {key: match.state_dict() for key, match in self.matches.items()},
@@ -194,18 +211,21 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.images, self.seconds, self._window = state["images"], state["seconds"], state["window"]
-        self._window_start = (state["window_start"][0], state["window_start"][1])
+        self.images, self.steps, self.seconds = state["images"], state["steps"], state["seconds"]
+        self.best = None if state["best"] is None else Best(*state["best"])
+        self._terms, self._window = tuple(state["terms"]), state["window"]
+        self._window_start = (state["window_start"][0], state["window_start"][1], state["window_start"][2])
         for key, match in self.matches.items():
             match.load_state_dict(state["matches"][key])
+        for phase in self._phases:
+            if phase.key == self.phase.key:
+                break
+            self.matches[phase.key].hold_still()
         self._batches.load_state_dict(state["batches"])
         self._random.set_state(state["random"].cpu())
         torch.set_rng_state(state["global_random"][0].cpu())
         if self._random.device.type == "cuda":
             torch.cuda.set_rng_state(state["global_random"][1].cpu(), self._random.device)
-
-
-_TERMS = ("discriminator_loss", "generator_loss", "score_real", "score_generated")
 
 
 def _global_random(device: torch.device) -> list[Tensor]:
@@ -214,27 +234,6 @@ def _global_random(device: torch.device) -> list[Tensor]:
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
     return states
-
-
-def _descend(optimizer: Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-
-
-@torch.no_grad()
-def move_average(average: nn.Module, current: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * current, for weights and for the statistics of batch norm; counters are copied.
-
-    Weights without their statistics would give images that no network ever made.
-    """
-    old = [*average.parameters(), *average.buffers()]
-    new = [*current.parameters(), *current.buffers()]
-    pairs = [(a, b) for a, b in zip(old, new, strict=True) if a.is_floating_point()]
-    torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - decay)
-    for a, b in zip(old, new, strict=True):
-        if not a.is_floating_point():
-            a.copy_(b)
 
 
 class _Clock:

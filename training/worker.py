@@ -10,43 +10,27 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import torch
+from torch import Tensor
 
-from training import catalog, checkpoint
+from training import checkpoint
 from training.contract import JobState, JobStatus, Manifest, Metrics, TrainConfig, UserError, now
-from training.data import Batches, Split, evenly, split, to_images
-from training.datasets import Dataset, load
-from training.export import (
-    MAX_SCORED,
-    ExportError,
-    Provenance,
-    publish,
-    published_weights,
-    sample,
-    save_grid,
-    script,
-)
-from training.files import runs, versions
+from training.datasets import load
+from training.evaluation import Evaluator
+from training.export import MAX_SCORED, Provenance, generate, publish, save_grid, sheet
+from training.files import runs
 from training.files.locks import hold
 from training.files.machine import num_training_threads
-from training.game import DataSpec, Player
-from training.loop import Match, NotFiniteError, Training
+from training.loop import Best, NotFiniteError, Training
+from training.preparation import Places, Prepared, prepare
 
 STOPPED = 75  # EX_TEMPFAIL: run me again
-FIXED_SEEDS = range(64)
+EVALUATION_SEED = 1_000_000  # of the first image; far from the seeds of samples and the score reference
 _log = logging.getLogger("training")
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where a run finds its data and leaves its model; the first repository is written to."""
-
-    datasets: Path
-    repositories: tuple[Path, ...]
 
 
 class Listener:
@@ -69,15 +53,20 @@ class _Cancelled(Exception):
 
 @dataclass
 class _Run:
-    """A run at work: the training, its directory, and what it says of itself. It is the loop's Watcher."""
+    """A run at work: what was prepared, its directory, and what it says of itself. It is the loop's Watcher."""
 
     folder: Path
     config: TrainConfig
-    training: Training
+    device: torch.device
+    prepared: Prepared
+    evaluator: Evaluator | None
     status: JobStatus
     listener: Listener
-    players: dict[str, Player] = field(default_factory=dict)
     stop_asked: bool = False
+
+    @property
+    def training(self) -> Training:
+        return self.prepared.training
 
     def beat(self, images: int, images_per_second: float) -> None:
         left = (self.config.total_images - images) / images_per_second
@@ -95,7 +84,46 @@ class _Run:
         self.status = self.status.model_copy(update={"progress": progress})
 
     def sample(self, images: int) -> None:
-        save_grid(runs.sample_path(self.folder, images), sample(self.players["generator"], FIXED_SEEDS))
+        save_grid(runs.sample_path(self.folder, images), sheet(self.prepared.players["generator"], self.prepared.examples))
+
+    def evaluate(self, images: int) -> None:
+        """Compare with held-out images; a state that is the best so far is kept."""
+        if self.evaluator is None:
+            return
+        values = self.evaluator.quick(self._generated())
+        runs.append_metrics(self.folder, Metrics(images=images, seconds=self.training.seconds, evaluation=values))
+        value = self.evaluator.chosen_by(values)
+        best = self.training.best
+        if best is None or self.evaluator.is_better(value, best.value):
+            self.training.best = Best(images, value)
+            self.training.check_finite()
+            checkpoint.save(self.folder / runs.BEST, images, self.training.state_dict())
+        self.say(progress=self.status.progress.model_copy(update={"evaluation": _rounded(values)}))
+
+    def go_back_to_best(self) -> dict[str, float]:
+        """Bring the networks to where they were evaluated best, and evaluate them thoroughly."""
+        if self.evaluator is None:
+            return {}
+        best = self.training.best
+        assert best is not None, "there is an evaluation at the end of every run"
+        if best.images != self.training.images:
+            _log.info("publishing the best state, of %s images", f"{best.images:,}")
+            self.training.load_state_dict(checkpoint.load(self.folder / runs.BEST, best.images, self.device))
+        return self.evaluator.thorough(self._generated())
+
+    def _generated(self) -> Tensor:
+        held_out = self.prepared.held_out
+        return generate(self.prepared.players["generator"], held_out.some(self.config.num_evaluated), EVALUATION_SEED)
+
+    def take_up(self) -> None:
+        """Go on from the newest checkpoint, where there is one."""
+        state = checkpoint.load_newest(self.folder / runs.CHECKPOINTS, self.device)
+        if state is not None:
+            self.training.load_state_dict(state)
+        runs.truncate_metrics(self.folder, self.training.images)
+        for line in runs.read_metrics(self.folder):
+            told = {"losses": _rounded(line.losses)} if line.losses else {"evaluation": _rounded(line.evaluation)}
+            self.status = self.status.model_copy(update={"progress": self.status.progress.model_copy(update=told)})
 
     def checkpoint(self, images: int) -> None:
         self.training.check_finite()
@@ -145,9 +173,10 @@ def _work(folder: Path, places: Places, device: torch.device, status: JobStatus,
         ended = {"state": "cancelled", "message": "cancelled before it started", "finished_at": now()}
         runs.write_status(folder, status.model_copy(update=ended))
         return 0
-    dataset = load(config.dataset, places.datasets)
-    parts = split(dataset, config.num_held_out(dataset.card.num_images))
-    run = _prepare(folder, config, dataset, parts, places, device, status, listener)
+    prepared = prepare(config, load(config.dataset, places.datasets), places, device)
+    evaluator = Evaluator.of(config, prepared.held_out, places.weights, device) if config.num_evaluated else None
+    run = _Run(folder, config, device, prepared, evaluator, status, listener)
+    run.take_up()
     with _stop_signals(run):
         try:
             listener.started(config, run.training.images)
@@ -162,81 +191,26 @@ def _work(folder: Path, places: Places, device: torch.device, status: JobStatus,
             return STOPPED
     run.checkpoint(run.training.images)
     run.sample(run.training.images)
-    manifest = _publish(run, dataset, parts, places)
+    progress = run.status.progress.model_copy(update={"images": run.training.images, "seconds_left": 0.0})
+    manifest = _publish(run, places)
     _log.info("published %s version %s", manifest.name, manifest.version)
-    done = run.status.progress.model_copy(update={"images": run.training.images, "seconds_left": 0.0})
     message = f"published as {manifest.name} version {manifest.version}"
-    run.end("succeeded", message, progress=done, model=manifest.name, version=manifest.version)
+    run.end("succeeded", message, progress=progress, model=manifest.name, version=manifest.version)
     return 0
 
 
-def _prepare(
-    folder: Path,
-    config: TrainConfig,
-    dataset: Dataset,
-    parts: Split,
-    places: Places,
-    device: torch.device,
-    status: JobStatus,
-    listener: Listener,
-) -> _Run:
-    """Networks, data and optimisers as the config says, and then as the newest checkpoint says."""
-    torch.manual_seed(config.seed)
-    architecture, loss = catalog.build(config)
-    spec = DataSpec.of(dataset.card)
-    games = architecture.games(spec, samplewise_critic=loss.samplewise_critic)
-    players = architecture.players(games, data=spec, score=loss.score)
-    if config.initial_model is not None:
-        _start_from(config.initial_model, players, places)
-    for name, player in players.items():
-        script(name, player)  # a model that cannot be exported is better refused now than after a day
-    matches = {key: Match.of(game, config, device) for key, game in games.items()}
-    batches = Batches(dataset, parts.train, config.batch_size, torch.Generator().manual_seed(config.seed + 1), device)
-    training = Training(matches, loss, batches, config, torch.Generator(device).manual_seed(config.seed + 2))
-    state = checkpoint.load_newest(folder / runs.CHECKPOINTS, device)
-    if state is not None:
-        training.load_state_dict(state)
-    runs.truncate_metrics(folder, training.images)
-    if (last := runs.last_metrics(folder)) is not None:
-        status = status.model_copy(update={"progress": status.progress.model_copy(update={"losses": _rounded(last.losses)})})
-    averaged = {key: match.averaged_game for key, match in matches.items()}
-    run = _Run(folder, config, training, status, listener, architecture.players(averaged, data=spec, score=loss.score))
-    _log.info(
-        "training %s on %s: %s images of %s, %s held out, on %s with %s threads",
-        config.architecture,
-        config.dataset,
-        f"{len(parts.train):,}",
-        "x".join(map(str, spec.shape)),
-        f"{len(parts.held_out):,}",
-        device,
-        torch.get_num_threads(),
-    )
-    return run
-
-
-def _start_from(reference: str, players: dict[str, Player], places: Places) -> None:
-    """Copy a published version's weights into fresh networks."""
-    folder = versions.find(reference, places.repositories)
-    manifest = Manifest.model_validate_json((folder / versions.MANIFEST).read_bytes())
-    for name, player in players.items():
-        try:
-            player.module.load_state_dict(published_weights(manifest, folder, name))
-        except RuntimeError as error:
-            raise ExportError(f"{reference} does not fit this config: {error}") from error
-    _log.info("starting from %s", reference)
-
-
-def _publish(run: _Run, dataset: Dataset, parts: Split, places: Places) -> Manifest:
-    architecture, _ = catalog.build(run.config)
+def _publish(run: _Run, places: Places) -> Manifest:
+    evaluated = run.go_back_to_best()
+    training = run.training
     provenance = Provenance(
         run=run.status.id,
-        source=architecture.source,
+        source=run.prepared.architecture.source,
         config=run.config,
-        dataset=dataset.card,
-        metrics={"images": float(run.training.images), "seconds": round(run.training.seconds, 1), **run.status.progress.losses},
+        dataset=run.prepared.dataset.card,
+        metrics={"images": float(training.images), "seconds": round(training.seconds, 1), **run.status.progress.losses, **evaluated},
     )
-    held_out = to_images(torch.from_numpy(dataset.images[evenly(parts.held_out, MAX_SCORED).numpy()]))
-    return publish(run.players, provenance, held_out, places.repositories)
+    held_out = run.prepared.held_out.some(MAX_SCORED)
+    return publish(run.prepared.players, provenance, held_out, run.prepared.examples, places.repositories)
 
 
 def _rounded(losses: dict[str, float]) -> dict[str, float]:
@@ -298,12 +272,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="the run directory")
     parser.add_argument("--datasets", type=Path, required=True, help="the folder of registered data sets")
     parser.add_argument("--repository", type=Path, required=True, action="append", help="model repository; the first is written to")
+    parser.add_argument("--weights", type=Path, default=Path("weights"), help="the folder of pretrained weights")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=int, help="intra-op threads; all cores but one when left out")
     parser.add_argument("--nice", type=int, default=0, help="added to the process's niceness")
     given = parser.parse_args(arguments)
     os.nice(given.nice)
-    places = Places(given.datasets, tuple(given.repository))
+    places = Places(given.datasets, tuple(given.repository), given.weights)
     return work(given.folder, places, pick_device(given.device), num_threads=given.threads)
 
 

@@ -1,15 +1,15 @@
-"""Sample, walk, score."""
+"""Sample, walk, transform, score."""
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 
-from app import forms, inference
+from app import forms, inference, scoring, transform
 from app.clients import while_connected
 from app.negotiation import choose
 from app.schemas import MAX_LATENT_BYTES, MAX_UPLOAD_BYTES, GenerateRequest, InterpolateRequest, Scores
 from app.service import ServiceOf
-from app.uploads import REQUEST_BODY, DiscriminateBody, read_discriminate
+from app.uploads import DISCRIMINATE_BODY, TRANSFORM_BODY, DiscriminateBody, TransformBody, read_discriminate, read_transform
 
 router = APIRouter(tags=["inference"])
 Accept = Annotated[str | None, Header(include_in_schema=False)]
@@ -29,7 +29,8 @@ def _pictures(*media_types: str) -> dict[int | str, dict[str, Any]]:
 async def generate(body: GenerateRequest, request: Request, service: ServiceOf, accept: Accept = None) -> Response:
     """A grid as PNG, JPEG or WebP; single images as a ZIP of PNGs, as a NumPy array (N, H, W, C) of uint8, or as JSON (base64 and seeds).
 
-    `X-Model`, `X-Version` and `X-Seed` (of the first image) tell what made it; a PNG carries them as text too.
+    `X-Model`, `X-Version` and `X-Seed` (of the first image) tell what made it; a PNG carries them as text too. With `best_of`, an
+    image's own seed is that of the candidate that was kept: asked for alone, it gives the same image.
     """
     form = choose(accept, forms.STILLS)
     forms.refuse_without_effect(form, {"columns": body.columns, "return_latents": body.return_latents or None})
@@ -53,12 +54,35 @@ async def interpolate(body: InterpolateRequest, request: Request, service: Servi
     return Response(content, media_type=layout.form, headers=made.headers)
 
 
-@router.post("/discriminate", openapi_extra=REQUEST_BODY, max_body_size=MAX_UPLOAD_BYTES, summary="Score pictures")
+@router.post(
+    "/transform",
+    response_class=Response,
+    responses=_pictures(*forms.PICTURES),
+    openapi_extra=TRANSFORM_BODY,
+    max_body_size=MAX_UPLOAD_BYTES,
+    summary="Make a picture of a picture",
+)
+async def transform_picture(
+    body: Annotated[TransformBody, Depends(read_transform)], request: Request, service: ServiceOf, accept: Accept = None
+) -> Response:
+    """One picture, by a model whose card says `transforms`; as large as the one that was sent, or `scale` times as large a side.
+
+    Colour mode and orientation as for /discriminate, but the size must be one that the model's input takes (`shape`, `size_multiple`):
+    nothing is cropped or resized. A large picture is worked on in tiles where the model allows it, with the same result.
+    """
+    form = choose(accept, forms.PICTURES)
+    made = await while_connected(request, transform.transform(service, body))
+    content = await service.in_pool(lambda: forms.still(form, made, None))
+    return Response(content, media_type=form, headers=made.headers)
+
+
+@router.post("/discriminate", openapi_extra=DISCRIMINATE_BODY, max_body_size=MAX_UPLOAD_BYTES, summary="Score pictures")
 async def discriminate(body: Annotated[DiscriminateBody, Depends(read_discriminate)], request: Request, service: ServiceOf) -> Scores:
     """Each file's score, the probability of being real where the score is a logit, and where the score lies among held-out real images
     and among generated ones.
 
     Files of any colour mode, size and orientation: turned upright by EXIF, brought to 8 bits, laid over white where transparent, made
-    grey or RGB as the model is, cropped at the centre to its proportions, resized with an antialiasing filter.
+    grey or RGB as the model is, cropped at the centre to its proportions, resized with an antialiasing filter. A discriminator that
+    judges more than pictures (`conditions` of its model's card) wants `labels`, or `sources`.
     """
-    return await while_connected(request, inference.discriminate(service, body.model, body.version, body.uploads))
+    return await while_connected(request, scoring.discriminate(service, body))

@@ -5,14 +5,16 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from fastapi.responses import FileResponse
 
-from app.schemas import BrokenVersion, ModelCard, Models, ModelVersions, VersionCard, VersionFigures
+from app.schemas import BrokenVersion, ModelCard, Models, ModelVersions, PartCard, VersionCard, VersionFigures
 from app.service import ServiceOf
 from app.store import Served
+from app.transform import is_transform
 from training.contract import Manifest
 
 router = APIRouter(tags=["models"])
 Name = Annotated[str, Path(max_length=63)]
 Version = Annotated[str, Path(max_length=63)]
+FileName = Annotated[str, Path(max_length=100)]
 
 
 @router.get("/models", summary="List what is served, and what is broken")
@@ -42,7 +44,17 @@ async def show_version(name: Name, version: Version, service: ServiceOf) -> Vers
 @router.get("/models/{name}/{version}/samples.png", response_class=FileResponse, summary="A version's sample grid")
 async def samples(name: Name, version: Version, service: ServiceOf) -> FileResponse:
     """The images of seeds 0 to 63, as they were when the version was published."""
-    return FileResponse(await service.store.samples(name, version), media_type="image/png")
+    samples = service.store.manifest(name, version).samples.file
+    return await file(name, version, samples, service)
+
+
+@router.head("/models/{name}/{version}/files/{file}", include_in_schema=False)
+@router.get("/models/{name}/{version}/files/{file}", response_class=FileResponse, summary="Fetch a version's file")
+async def file(name: Name, version: Version, file: FileName, service: ServiceOf) -> FileResponse:
+    """Any file that the manifest names: TorchScript modules, parts, samples. The ETag is the file's SHA-256."""
+    path, spec = await service.store.file(name, version, file)
+    media_type = "image/png" if path.suffix == ".png" else "application/octet-stream"
+    return FileResponse(path, media_type=media_type, headers={"ETag": f'"{spec.sha256}"'})
 
 
 def _figures(manifest: Manifest) -> VersionFigures:
@@ -67,6 +79,12 @@ def _card(served: Served) -> ModelCard:
         inputs=list(manifest.generator.inputs),
         output=manifest.generator.output,
         has_discriminator=manifest.discriminator is not None,
+        conditions=[] if manifest.discriminator is None else list(manifest.discriminator.inputs[1:]),
+        transforms=is_transform(manifest.generator),
+        parts=[
+            PartCard(name=name, inputs=list(part.inputs), output=part.output, served=name in served.buckets)
+            for name, part in manifest.parts.items()
+        ],
         batch_sizes={name: list(sizes) for name, sizes in served.buckets.items()},
         dataset=manifest.dataset.name,
         created_at=manifest.created_at,

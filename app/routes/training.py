@@ -40,5 +40,5 @@ async def cancel_job(id: str, service: ServiceOf) -> Job:
 
 @router.get("/architectures", summary="What can be trained")
 async def list_architectures(service: ServiceOf) -> Architectures:
-    """Architectures and losses with the JSON schemas of their options, and the data sets."""
+    """Architectures, losses and penalties with the JSON schemas of their options, and the data sets."""
     return await service.in_pool(lambda: describe_catalog(service.settings.datasets))

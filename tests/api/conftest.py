@@ -1,22 +1,18 @@
-"""Tiny versions that are real: scripted networks, hashes, probes, samples, published by one rename."""
+"""Tiny versions that are real, in ways that a test chooses."""
 
-import io
-import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import tiny_versions
 import torch
-from PIL import Image
+from tiny_versions import Module, script, write_manifest
 from torch import Tensor, nn
 
-from training.contract import DatasetCard, FileSpec, Manifest, ModuleSpec, Probe, ScoreReference, TensorSpec, TrainConfig, probe_inputs
-from training.files import versions
-from training.files.directories import describe, staging
+from training.contract import Manifest, Probe, TensorSpec
 
-CREATED = "2026-11-22T10:45:00Z"
 LATENT = 8
 Network = Literal["linear", "conv"]
 
@@ -95,41 +91,6 @@ def scripted(network: str, channels: int, size: int, seed: int, num_classes: int
         return script(makers[network]())
 
 
-def script(module: nn.Module) -> torch.jit.ScriptModule:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return torch.jit.script(module.eval())
-
-
-def module_bytes(module: torch.jit.ScriptModule) -> bytes:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        torch.jit.save(module, buffer)
-    return buffer.getvalue()
-
-
-def make_probe(module: torch.jit.ScriptModule, inputs: tuple[TensorSpec, ...], num_rows: int = 4) -> Probe:
-    tensors = {spec.name: torch.tensor(probe_inputs(spec, num_rows, 0)).reshape(num_rows, *spec.shape) for spec in inputs}
-    with torch.inference_mode():
-        values = module(**tensors).flatten()
-    stride = max(1, values.numel() // 64)
-    return Probe(seed=0, num_rows=num_rows, expected=tuple(values[::stride][:64].tolist()), tolerance=1e-4)
-
-
-def write_module(
-    folder: Path,
-    name: str,
-    module: torch.jit.ScriptModule,
-    inputs: tuple[TensorSpec, ...],
-    output: TensorSpec,
-    probe: Probe | None = None,
-) -> ModuleSpec:
-    path = folder / f"{name}.pt"
-    path.write_bytes(module_bytes(module))
-    return ModuleSpec(files={"torchscript": describe(path)}, inputs=inputs, output=output, probe=probe or make_probe(module, inputs))
-
-
 def publish_version(
     repository: Path,
     name: str,
@@ -163,48 +124,15 @@ def publish_version(
     kind = "generator.labelled" if classes else f"generator.{network}"
     made = script(generator) if generator else scripted(kind, channels, size, seed, len(classes or ()))
     judge = script(discriminator) if discriminator else scripted(f"discriminator.{network}", channels, size, seed)
-    repository.mkdir(parents=True, exist_ok=True)
-    with staging(repository) as staged:
-        Image.new("L", (size, size), 128).save(staged / "samples.png")
-        manifest = Manifest(
-            name=name,
-            version=version,
-            run=f"{name}-{version}",
-            architecture="tiny",
-            source="none; made for tests",
-            generator=write_module(staged, "generator", made, tuple(inputs), image, probe),
-            discriminator=write_module(staged, "discriminator", judge, (image,), score) if with_discriminator else None,
-            config=TrainConfig(),
-            dataset=dataset_card(channels, size),
-            metrics={},
-            score_reference=ScoreReference(
-                real=tuple(i / 50 for i in range(101)), generated=tuple(i / 50 - 1.5 for i in range(101)), num_real=100, num_generated=100
-            ),
-            samples=describe(staged / "samples.png"),
-            created_at=CREATED,
-            torch_version=str(torch.__version__),
-        )
-        write_manifest(staged, manifest)
-        versions.publish(staged, [repository], name, version)
-    return manifest
-
-
-def dataset_card(channels: int, size: int) -> DatasetCard:
-    nothing = FileSpec(file="images.npy", sha256="0" * 64, size_bytes=0)
-    return DatasetCard(
-        name="tiny-set",
-        num_images=100,
-        shape=(channels, size, size),
-        content_sha256="0" * 64,
-        source="none; made for tests",
-        licence="CC0-1.0",
-        files={"images": nothing},
-        created_at=CREATED,
+    return tiny_versions.publish(
+        repository,
+        name,
+        Module(made, tuple(inputs), image),
+        discriminator=Module(judge, (image,), score) if with_discriminator else None,
+        version=version,
+        probe=probe,
+        size=size,
     )
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    (folder / versions.MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
 
 
 @pytest.fixture

@@ -293,6 +293,9 @@ def form(*parts: tuple[str, str | None, bytes]) -> tuple[bytes, dict[str, str]]:
     return lines + b"--x--\r\n", {"content-type": "multipart/form-data; boundary=x"}
 
 
+PICTURE = png(np.zeros((28, 28), np.uint8))
+
+
 @pytest.mark.parametrize(
     ("parts", "pointer", "message"),
     [
@@ -304,7 +307,12 @@ def form(*parts: tuple[str, str | None, bytes]) -> tuple[bytes, dict[str, str]]:
         ([("files", "a.png", b"x"), ("model", "model.txt", b"digits")], "/model", "valid string"),
         ([("files", None, b"text"), ("model", None, b"digits")], "/files", "part 0 is a text field; send it as a file"),
         ([("file", "a.png", b"x"), ("model", None, b"digits")], "/file", "did you mean 'files'?"),
-        ([("labels", None, b"3"), ("files", "a.png", b"x"), ("model", None, b"digits")], "/labels", "allowed: files, model, version"),
+        (
+            [("labels", None, b"3"), ("files", "a.png", PICTURE), ("model", None, b"digits")],
+            "/labels",
+            "the discriminator of digits takes no labels",
+        ),
+        ([("lobster", None, b"3"), ("files", "a.png", b"x"), ("model", None, b"digits")], "/lobster", "allowed: files, model, version"),
         ([("a/b~", None, b"3")], "/a~1b~0", "unknown field"),
         ([("files", "a.png", b"x"), ("model", None, b"digits"), ("version", None, b"9" * 5000)], "/version", "at most 63"),
         (

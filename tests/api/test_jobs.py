@@ -23,12 +23,12 @@ class Jobs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "jobs"
-        self.worker = WorkerSettings(folder / "datasets", (folder / "models",), "cpu", threads=1, niceness=0)
+        self.worker = WorkerSettings(folder / "datasets", folder / "weights", (folder / "models",), "cpu", threads=1, niceness=0)
         self.published = 0
 
     def create(self, **changes: object) -> str:
         """A queued job, as a server before this one left it."""
-        values = {"name": "tiny", "architecture": "mlp", "options": WIDTHS, "total_images": 640} | changes
+        values = {"name": "tiny", "architecture": "mlp", "options": WIDTHS, "total_images": 640, "num_evaluated": 0} | changes
         config = catalog.resolve(TrainConfig.model_validate(values), self.worker.datasets, self.worker.repositories)
         id = runs.new_id()
         runs.create(self.folder / id, config, id)

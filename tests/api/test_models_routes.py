@@ -1,5 +1,6 @@
 """GET /models and what lies below: versions, aliases, samples, and what is broken."""
 
+import hashlib
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -140,6 +141,50 @@ def test_samples_are_the_png_of_the_version(api: Api, own: Api, repository: Path
 def test_samples_that_were_damaged_after_the_start_are_not_sent(own: Api, repository: Path) -> None:
     (repository / "tiny" / "1" / "samples.png").write_bytes(b"something else")
     assert "damaged or gone" in refusal(own.get("/models/tiny/1/samples.png"), 404)["detail"]
+
+
+@pytest.mark.parametrize("file", ["generator.pt", "stages.pt", "level-0.pt", "samples.png"])
+def test_every_file_that_the_manifest_names_can_be_fetched(kinds: Api, file: str) -> None:
+    path = f"/models/staged/1/files/{file}"
+    response = kinds.get(path)
+    assert response.status_code == 200
+    manifest = Manifest.model_validate(kinds.get("/models/staged/1").json()["manifest"], strict=False)
+    modules = [manifest.generator, *manifest.parts.values()]
+    specs = {spec.file: spec for spec in (*(module.files["torchscript"] for module in modules), manifest.samples)}
+    assert hashlib.sha256(response.content).hexdigest() == specs[file].sha256
+    assert response.headers["etag"] == f'"{specs[file].sha256}"'
+    head = kinds.send(kinds.build("HEAD", path))
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(response.content))
+    part = kinds.send(kinds.build("GET", path, headers={"range": "bytes=0-3"}))
+    assert (part.status_code, part.content) == (206, response.content[:4])
+
+
+def test_no_other_file_can_be_fetched(own: Api, repository: Path) -> None:
+    (repository / "tiny" / "1" / "notes.txt").write_text("private")
+    for name in ("notes.txt", "manifest.json", "%2e%2e", "..%2f2%2fgenerator.pt", "/etc/passwd", "generator.pt%00", "a" * 100):
+        refusal(own.get(f"/models/tiny/1/files/{name}"), 404)
+    problem = refusal(own.get("/models/tiny/1/files/notes.txt"), 404)
+    assert problem["detail"] == ("tiny version 1 has no file 'notes.txt'; there are: generator.pt, discriminator.pt, samples.png")
+    assert pointers(refusal(own.get(f"/models/tiny/1/files/{'a' * 101}"), 422)) == ["/file"]
+    refusal(own.get("/models/tiny/9/files/generator.pt"), 404)
+
+
+def test_a_file_that_was_damaged_after_the_start_is_not_sent(own: Api, repository: Path) -> None:
+    (repository / "tiny" / "1" / "generator.pt").write_bytes(b"something else")
+    assert "generator.pt of tiny version 1 is damaged or gone" in refusal(own.get("/models/tiny/1/files/generator.pt"), 404)["detail"]
+
+
+def test_cards_tell_of_parts_conditions_and_pictures(kinds: Api) -> None:
+    cards = {card["name"]: card for card in kinds.get("/models").json()["models"]}
+    assert [name for name, card in cards.items() if card["transforms"]] == ["enlarge", "fixed", "pairs", "whole"]
+    assert [(part["name"], part["served"]) for part in cards["staged"]["parts"]] == [("stages", True), ("level-0", False)]
+    assert [spec["shape"] for spec in cards["staged"]["parts"][1]["inputs"]] == [[1, -1, -1]]
+    assert cards["staged"]["batch_sizes"].keys() == {"generator", "stages"}
+    assert [[spec["kind"] for spec in cards[name]["conditions"]] for name in ("pairs", "classes", "fixed")] == [["image"], ["label"], []]
+    assert cards["enlarge"]["batch_sizes"] == {"generator": [1]}
+    [image] = cards["enlarge"]["inputs"]
+    assert (image["shape"], image["scale"], image["halo"], image["size_multiple"]) == ([3, -1, -1], 2, 2, 1)
 
 
 # --- broken versions ----------------------------------------------------------------------------------------------------------

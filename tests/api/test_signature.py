@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from app import latents
 from app.errors import Invalid
-from app.signature import FIELDS_OF_KIND, Fields, check_taken, encode, encode_labels, encode_latent, fields_of
+from app.signature import FIELDS_OF_KIND, Fields, check_taken, encode, encode_labels, encode_latent, every_class, fields_of
 from training.contract import MAX_SEED, TensorSpec
 
 LATENT = TensorSpec(name="latent", kind="latent", shape=(8,), distribution="normal")
@@ -74,7 +74,7 @@ def test_without_a_seed_one_is_drawn_and_told() -> None:
 def test_the_last_seed_is_allowed_and_one_past_it_is_refused() -> None:
     assert encode((LATENT,), Fields(seed=MAX_SEED - 1), 2).seeds == (MAX_SEED - 1, MAX_SEED)
     detail, pointers = refusal(LATENT, seed=MAX_SEED)
-    assert detail == f"seed: 2 images from seed {MAX_SEED} end at {MAX_SEED + 1}; seeds are 0 to {MAX_SEED}"
+    assert detail == f"seed: 2 seeds from {MAX_SEED} on end at {MAX_SEED + 1}; seeds are 0 to {MAX_SEED}"
     assert pointers == ["/seed"]
     assert refusal(LATENT, seed=-1, num_images=1)[1] == ["/seed"]
 
@@ -166,6 +166,7 @@ def test_one_latent_is_encoded_and_refused_where_it_stands() -> None:
     [
         (["shoe"], [[0, 1, 0]] * 3),
         ([2], [[0, 0, 1]] * 3),
+        (["2"], [[0, 0, 1]] * 3),
         (["bag", 0, {"shirt": 1.0, "bag": 3.0}], [[0, 0, 1], [1, 0, 0], [0.25, 0, 0.75]]),
         ([{"shoe": 0.5}], [[0, 1, 0]] * 3),
     ],
@@ -179,11 +180,13 @@ def test_labels_are_names_indices_or_weights_for_all_or_each(labels: list[str | 
 @pytest.mark.parametrize(
     ("labels", "sentence", "pointer"),
     [
-        (None, "one label for all images or 2 labels can be given, and there are 0; classes: shirt, shoe, bag (or 0 to 2)", "/labels"),
+        (None, 'one label for all images or 2 labels can be given, or "all" for a row of each class; classes: shirt, shoe, bag', "/labels"),
         ([], "one label for all images or 2 labels can be given, and there are 0; classes: shirt, shoe, bag (or 0 to 2)", "/labels"),
         (["bag"] * 3, "one label for all images or 2 labels can be given, and there are 3", "/labels"),
         (["hat"], "no such class; classes: shirt, shoe, bag (or 0 to 2)", "/labels/0"),
-        (["bag", "1"], "no such class", "/labels/1"),
+        (["bag", "3"], "no such class", "/labels/1"),
+        (["bag", "-1"], "no such class", "/labels/1"),
+        (["bag", "9" * 5000], "no such class", "/labels/1"),
         ([3], "no such class", "/labels/0"),
         ([-1], "no such class", "/labels/0"),
         ([True], "no such class", "/labels/0"),
@@ -199,6 +202,30 @@ def test_labels_that_name_no_class_are_refused_with_the_classes(labels: object, 
     detail, pointers = refusal(LATENT, LABEL, labels=labels)
     assert sentence in detail
     assert pointers == [pointer]
+
+
+def test_a_text_of_digits_is_a_name_where_a_class_is_called_so() -> None:
+    years = TensorSpec(name="label", kind="label", shape=(3,), classes=("2", "7", "0"))
+    assert encode_labels(years, ["2", 2, "0", "1"], 4).argmax(1).tolist() == [0, 2, 2, 1]
+
+
+def test_every_class_has_as_many_images_in_their_order() -> None:
+    assert every_class(LABEL, None, 2, 256) == ([0, 0, 1, 1, 2, 2], 2)
+    assert every_class(LABEL, 3, 8, 256) == ([0, 1, 2], 1)
+    hundred = TensorSpec(name="label", kind="label", shape=(100,))
+    assert every_class(hundred, None, 8, 256)[1] == 2
+    for num_images in (1, 4, 256):
+        with pytest.raises(Invalid, match="it is a multiple of the 3 classes, 3 to 255"):
+            every_class(LABEL, num_images, 8, 256)
+    with pytest.raises(Invalid, match="this model has 100 classes, and 99 images are the most"):
+        every_class(hundred, None, 8, 99)
+
+
+def test_candidates_of_an_image_follow_each_other_with_its_label() -> None:
+    encoded = encode((LATENT, LABEL), Fields(seed=4, labels=["bag", "shoe"]), 2, num_candidates=3)
+    assert encoded.seeds == (4, 5, 6, 7, 8, 9)
+    assert encoded.inputs["label"].argmax(1).tolist() == [2, 2, 2, 1, 1, 1]
+    assert torch.equal(encoded.inputs["latent"], encode((LATENT,), Fields(seed=4), 6).inputs["latent"])
 
 
 def test_classes_without_names_are_called_by_their_index() -> None:

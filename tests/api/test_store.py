@@ -482,14 +482,17 @@ def test_the_listing_tells_of_each_model_what_answers_and_what_there_is(three: P
     run(main, three)
 
 
-def test_samples_are_verified_before_they_are_shown(three: Path) -> None:
+def test_files_are_those_that_the_manifest_names_and_verified_before_they_are_shown(three: Path) -> None:
     async def main(store: Store) -> None:
-        path = await store.samples("digits", 1)
+        path, spec = await store.file("digits", 1, "samples.png")
         assert path.read_bytes().startswith(b"\x89PNG")
+        assert spec == store.manifest("digits", 1).samples
         flip_a_byte(path)
-        with pytest.raises(NotFound, match="the samples of digits version 1 are damaged or gone"):
-            await store.samples("digits", 1)
+        with pytest.raises(NotFound, match=r"samples\.png of digits version 1 is damaged or gone"):
+            await store.file("digits", 1, "samples.png")
         with pytest.raises(UnknownVersion):
-            await store.samples("digits", 9)
+            await store.file("digits", 9, "samples.png")
+        with pytest.raises(NotFound, match=r"no file 'manifest\.json'; there are: generator\.pt, discriminator\.pt, samples\.png"):
+            await store.file("digits", 1, "manifest.json")
 
     run(main, three)

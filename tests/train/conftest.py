@@ -11,8 +11,9 @@ from training import catalog, datasets
 from training.contract import TrainConfig
 from training.data import Batches, split
 from training.datasets import About, Batch
-from training.game import DataSpec
-from training.loop import Match, Training
+from training.game import DataSpec, Terms
+from training.loop import Training
+from training.match import Match, Rules
 
 TINY = {
     "mlp": {"latent_size": 4, "generator_widths": [8], "discriminator_widths": [8]},
@@ -37,7 +38,14 @@ def make_config(datasets_folder: Path) -> MakeConfig:
 
     def make(**changes: object) -> TrainConfig:
         architecture = str(changes.get("architecture", "mlp"))
-        values = {"architecture": architecture, "options": TINY[architecture], "dataset": "tiny", "batch_size": 20, "total_images": 240}
+        values = {
+            "architecture": architecture,
+            "options": TINY[architecture],
+            "dataset": "tiny",
+            "batch_size": 20,
+            "total_images": 240,
+            "num_evaluated": 0,
+        }
         return catalog.resolve(TrainConfig.model_validate(values | changes), datasets_folder, ())
 
     return make
@@ -49,13 +57,14 @@ def make_training(datasets_folder: Path) -> MakeTraining:
 
     def make(config: TrainConfig) -> Training:
         torch.manual_seed(config.seed)
-        architecture, loss = catalog.build(config)
+        built = catalog.build(config)
         dataset = datasets.load(config.dataset, datasets_folder)
         device = torch.device("cpu")
-        games = architecture.games(DataSpec.of(dataset.card), samplewise_critic=loss.samplewise_critic)
+        games = built.architecture.games(DataSpec.of(dataset.card), Terms(built.norm))
         rows = split(dataset, config.num_held_out(dataset.card.num_images)).train
         batches = Batches(dataset, rows, config.batch_size, torch.Generator().manual_seed(config.seed + 1), device)
         matches = {key: Match.of(game, config, device) for key, game in games.items()}
-        return Training(matches, loss, batches, config, torch.Generator().manual_seed(config.seed + 2))
+        rules = Rules.of(config, built.loss, built.penalty)
+        return Training(matches, rules, batches, config, torch.Generator().manual_seed(config.seed + 2))
 
     return make

@@ -13,9 +13,10 @@ from training import catalog, datasets, export
 from training.catalog import ConfigError
 from training.contract import Manifest, TrainConfig
 from training.datasets import About, Batch
-from training.export import Provenance
+from training.export import HeldOut, Provenance
 from training.files import versions
-from training.game import DataSpec
+from training.game import Architecture, DataSpec, Terms
+from training.losses import AdversarialLoss
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -30,12 +31,12 @@ def repository(datasets_folder: Path, make_config: MakeConfig, tmp_path_factory:
     """Holds `start`, two versions of an mlp that is fresh from its initialisation; version 1 is in production."""
     repository = tmp_path_factory.mktemp("models")
     resolved = make_config(name="start")
-    architecture, loss = catalog.build(resolved)
-    spec = DataSpec((1, 16, 16))
-    players = architecture.players(architecture.games(spec, samplewise_critic=False), data=spec, score=loss.score)
+    built, spec = catalog.build(resolved), DataSpec((1, 16, 16))
+    players = built.architecture.players(built.architecture.games(spec, Terms(built.norm)), data=spec, score=built.loss.score)
+    held_out = HeldOut(torch.rand(70, 1, 16, 16) * 2 - 1)
     for run in ("first", "second"):
-        provenance = Provenance(run, architecture.source, resolved, datasets.card("tiny", datasets_folder), {})
-        export.publish(players, provenance, torch.rand(70, 1, 16, 16) * 2 - 1, [repository])
+        provenance = Provenance(run, built.architecture.source, resolved, datasets.card("tiny", datasets_folder), {})
+        export.publish(players, provenance, held_out, held_out.some(export.NUM_SAMPLES), [repository])
     versions.write_alias([repository], "start", "production", 1)
     return repository
 
@@ -46,15 +47,25 @@ def repository(datasets_folder: Path, make_config: MakeConfig, tmp_path_factory:
 def test_every_file_of_architectures_is_found_by_its_key() -> None:
     files = {path.stem for path in (Path(catalog.__file__).parent / "architectures").glob("*.py")} - {"__init__"}
     found = catalog.architectures()
-    assert set(found) == files >= {"mlp", "dcgan"}
+    homes = {key: kind.__module__.rpartition(".")[2] for key, kind in found.items()}
+    assert set(homes.values()) == files >= {"mlp", "dcgan"}
+    assert all(key == home or key.startswith(f"{home}-") for key, home in homes.items())
     assert list(found) == sorted(found)
     assert all(kind.key == key and kind.source and kind.__doc__ for key, kind in found.items())
 
 
-def test_every_loss_is_found_by_its_key() -> None:
-    found = catalog.losses()
-    assert set(found) >= {"minimax", "non-saturating"}
-    assert all(kind.key == key and kind.source and kind.__doc__ for key, kind in found.items())
+def test_every_loss_and_penalty_is_found_by_its_key() -> None:
+    losses, penalties = catalog.losses(), catalog.penalties()
+    wasserstein = {"wasserstein-clip", "wasserstein-gp"}
+    assert set(losses) == {"minimax", "non-saturating", "least-squares", "hinge", "relativistic"} | wasserstein
+    assert set(penalties) == {"r1", "r2", "r1-r2", "gradient-penalty", "dragan"}
+    for found in (losses, penalties):
+        assert all(kind.key == key and kind.source and kind.__doc__ for key, kind in found.items())
+
+
+def test_extractors_are_named_with_where_their_weights_come_from() -> None:
+    assert TrainConfig().extractor in catalog.extractors()
+    assert all(catalog.extractors().values())
 
 
 def test_data_sets_are_the_built_in_and_the_registered_ones(datasets_folder: Path) -> None:
@@ -163,6 +174,156 @@ def test_a_set_too_small_for_a_batch_is_refused_with_the_figures(images: int, he
 def test_a_set_of_just_one_batch_is_enough(tmp_path: Path) -> None:
     a_set(tmp_path, "few", 84, 1, 4, 4)
     assert catalog.resolve(config(dataset="few", architecture="mlp"), tmp_path, ()).dataset == "few"
+
+
+# --- recipes ------------------------------------------------------------------------------------------------------------------
+
+RECIPE: dict[str, object] = {  # of a tiny architecture, for the tests
+    "loss": "least-squares",
+    "loss_options": {"label_smoothing": 0.2},
+    "penalty": "r1",
+    "penalty_options": {"weight": 7.0},
+    "learning_rate": 0.03,
+    "betas": [0.1, 0.2],
+    "batch_size": 10,
+}
+
+
+@pytest.fixture
+def with_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mlp as if it had the recipe."""
+    monkeypatch.setattr(catalog.architectures()["mlp"], "recipe", RECIPE)
+
+
+def followed(folder: Path, **values: object) -> TrainConfig:
+    given = TrainConfig.model_validate({"dataset": "tiny", "total_images": 240, "architecture": "mlp"} | values)
+    resolved = catalog.resolve(given, folder, ())
+    again = TrainConfig.model_validate_json(resolved.model_dump_json())
+    assert catalog.resolve(again, folder, ()) == resolved, "a resolved config is a fixed point"
+    assert catalog.resolve(resolved, folder, ()) == resolved
+    return resolved
+
+
+def parts(config: TrainConfig) -> tuple[object, ...]:
+    return config.loss, config.loss_options, config.penalty, config.penalty_options
+
+
+@pytest.mark.usefixtures("with_recipe")
+def test_an_architectures_recipe_is_its_default(datasets_folder: Path) -> None:
+    config = followed(datasets_folder)
+    assert parts(config) == ("least-squares", {"label_smoothing": 0.2}, "r1", {"weight": 7.0})
+    assert (config.learning_rate, config.betas, config.batch_size) == (0.03, (0.1, 0.2), 10)
+    assert (config.generator.learning_rate, config.discriminator.betas) == (0.03, (0.1, 0.2))
+
+
+@pytest.mark.usefixtures("with_recipe")
+def test_the_users_own_word_wins_over_a_recipe(datasets_folder: Path) -> None:
+    config = followed(
+        datasets_folder, learning_rate=2e-4, batch_size=20, penalty_options={"weight": 2.0}, loss_options={"label_smoothing": 0.1}
+    )
+    assert (config.learning_rate, config.batch_size) == (2e-4, 20)
+    assert parts(config) == ("least-squares", {"label_smoothing": 0.1}, "r1", {"weight": 2.0})
+    assert config.betas == (0.1, 0.2), "what the user left open still follows the recipe"
+
+
+@pytest.mark.usefixtures("with_recipe")
+def test_a_replaced_loss_takes_its_options_and_its_penalty_with_it(datasets_folder: Path) -> None:
+    config = followed(datasets_folder, loss="hinge")
+    assert parts(config) == ("hinge", {}, "none", {})
+    assert config.learning_rate == 0.03
+    assert parts(followed(datasets_folder, loss="hinge", penalty="r2")) == ("hinge", {}, "r2", {"weight": 1.0})
+
+
+@pytest.mark.usefixtures("with_recipe")
+def test_a_replaced_penalty_takes_its_options_with_it_and_leaves_the_loss(datasets_folder: Path) -> None:
+    smoothed = {"label_smoothing": 0.2}
+    assert parts(followed(datasets_folder, penalty="r2")) == ("least-squares", smoothed, "r2", {"weight": 1.0})
+    assert parts(followed(datasets_folder, penalty="none")) == ("least-squares", smoothed, "none", {})
+
+
+@pytest.mark.usefixtures("with_recipe")
+def test_what_the_recipe_says_anyway_may_be_said_again(datasets_folder: Path) -> None:
+    assert followed(datasets_folder, loss="least-squares", penalty="r1") == followed(datasets_folder)
+
+
+def test_the_general_default_said_aloud_keeps_a_recipes_penalty(datasets_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog.architectures()["mlp"], "recipe", {"penalty": "r1"})
+    assert followed(datasets_folder, loss="non-saturating") == followed(datasets_folder)
+    assert followed(datasets_folder).penalty == "r1"
+
+
+@pytest.mark.usefixtures("with_recipe")
+def test_a_losses_recipe_beats_the_architectures_and_the_user_beats_both(datasets_folder: Path) -> None:
+    config = followed(datasets_folder, loss="wasserstein-gp")
+    assert (config.critic_steps, config.betas, config.learning_rate) == (5, (0.0, 0.9), 1e-4)
+    assert config.batch_size == 10, "of which the loss says nothing"
+    config = followed(datasets_folder, loss="wasserstein-clip", critic_steps=2, learning_rate=0.001)
+    assert (config.critic_steps, config.betas, config.learning_rate) == (2, (0.0, 0.9), 0.001)
+
+
+def test_the_recipe_of_a_loss_that_a_recipe_names_is_followed(datasets_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog.architectures()["mlp"], "recipe", {"loss": "wasserstein-gp"})
+    assert followed(datasets_folder).critic_steps == 5
+
+
+def test_a_recipes_batch_that_is_more_than_all_images_is_refused(datasets_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog.architectures()["mlp"], "recipe", {"batch_size": 512})
+    with pytest.raises(ConfigError) as caught:
+        followed(datasets_folder)
+    assert caught.value.errors == [("/total_images", "total_images 240 is less than one batch of 512: give at least batch_size")]
+
+
+@pytest.mark.parametrize("kind", [*catalog.architectures().values(), *catalog.losses().values()], ids=lambda kind: kind.key)
+def test_every_recipe_is_a_config_that_can_be_built(kind: type[Architecture] | type[AdversarialLoss]) -> None:
+    field = "architecture" if issubclass(kind, Architecture) else "loss"
+    for num_evaluated in (0, 100):
+        values = {field: kind.key, **kind.recipe, "num_evaluated": num_evaluated}
+        assert catalog.build(TrainConfig.model_validate(values)).refusals() == []
+
+
+# --- what has no effect -------------------------------------------------------------------------------------------------------
+
+
+def test_options_of_no_penalty_are_refused(datasets_folder: Path) -> None:
+    ((pointer, message),) = refused(datasets_folder, penalty_options={"weight": 1.0})
+    assert pointer == "/penalty_options"
+    assert message == "there is no penalty that could have options; penalties: " + ", ".join(catalog.penalties())
+
+
+def test_an_unknown_penalty_lists_the_known_ones_and_none(datasets_folder: Path) -> None:
+    ((pointer, message),) = refused(datasets_folder, penalty="r3")
+    assert pointer == "/penalty"
+    assert message == f"'r3' is unknown; known: none, {', '.join(catalog.penalties())}"
+
+
+def test_an_option_that_the_penalty_does_not_have_is_refused(datasets_folder: Path) -> None:
+    assert refused(datasets_folder, penalty="r1", penalty_options={"target_norm": 1.0, "weight": -1.0}) == [
+        ("/penalty_options/weight", "Input should be greater than 0"),
+        ("/penalty_options/target_norm", "r1 has no option 'target_norm'; its options: weight"),
+    ]
+
+
+def test_an_unknown_extractor_lists_the_known_ones(datasets_folder: Path) -> None:
+    assert refused(datasets_folder, extractor="vgg") == [("/extractor", f"'vgg' is unknown; known: {', '.join(catalog.extractors())}")]
+
+
+def test_what_says_how_to_evaluate_is_refused_where_nothing_is_evaluated(datasets_folder: Path) -> None:
+    message = "has no effect where num_evaluated is 0; leave {} out, or num_evaluated"
+    assert refused(datasets_folder, num_evaluated=0, extractor="inception-v3", evaluation_images=5) == [
+        (f"/{field}", message.format(field)) for field in ("extractor", "evaluation_images")
+    ]
+    assert followed(datasets_folder, num_evaluated=0, batch_size=20).num_evaluated == 0
+
+
+def test_every_mistake_is_told_at_once_whatever_part_it_is_in(datasets_folder: Path) -> None:
+    errors = refused(datasets_folder, architecture="x", loss="x", penalty="x", extractor="x")
+    assert [pointer for pointer, _ in errors] == ["/architecture", "/loss", "/penalty", "/extractor"]
+
+
+def test_parts_that_do_not_go_together_are_refused_with_the_reason(datasets_folder: Path) -> None:
+    ((pointer, message),) = refused(datasets_folder, loss="wasserstein-clip", spectral_norm=True)
+    assert pointer == "/spectral_norm"
+    assert message.startswith("spectral_norm cannot be used with wasserstein-clip: ")
 
 
 # --- fine-tuning --------------------------------------------------------------------------------------------------------------

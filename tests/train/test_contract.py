@@ -257,6 +257,7 @@ def read_by_the_console(command: str) -> TrainConfig:
         {"generator": {"learning_rate": 0.001}, "discriminator": {"betas": [0.0, 0.9], "learning_rate": 0.004}},
         {"initial_model": "digits/production", "hold_out": 0.25, "critic_steps": 5, "batch_size": 128},
         {"checkpoint_images": 7, "sample_images": 9},
+        {"recipe": False, "spectral_norm": True, "diff_augment": ["translation"], "penalty": "r1-r2", "penalty_options": {"weight": 3.0}},
     ],
     ids=str,
 )
@@ -285,6 +286,15 @@ def test_every_field_of_a_config_is_a_flag() -> None:
         "initial_model": "mine/1",
         "checkpoint_images": 11,
         "sample_images": 12,
+        "recipe": False,
+        "penalty": "r1",
+        "penalty_options": {"weight": 0.5},
+        "spectral_norm": True,
+        "diff_augment": ["cutout", "color"],
+        "learning_rate_schedule": "cosine",
+        "evaluation_images": 13,
+        "num_evaluated": 14,
+        "extractor": "digits-classifier",
     }
     assert set(other) == set(TrainConfig.model_fields), "a new field wants a value here"
     assert read_by_the_console(train_command(config(**other))) == config(**other)
@@ -294,6 +304,11 @@ def test_the_command_leaves_out_what_follows_the_run() -> None:
     shared = OptimizerConfig(learning_rate=2e-4, betas=(0.5, 0.999))
     resolved = TrainConfig(architecture="mlp", generator=shared, discriminator=shared)
     assert train_command(resolved) == "ganserve train --architecture mlp"
+
+
+def test_an_augmentation_named_twice_is_refused() -> None:
+    with pytest.raises(ValidationError, match="diff_augment color, color names one twice, which has no effect: name each once"):
+        config(diff_augment=["color", "color"])
 
 
 # --- who can read it ----------------------------------------------------------------------------------------------------------

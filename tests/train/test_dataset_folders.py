@@ -7,7 +7,9 @@ from PIL import Image
 
 from training import datasets
 from training.dataset_folders import batch_size, pictures_in
-from training.datasets import Dataset, DatasetError, EmptyDatasetError
+from training.datasets import About, Dataset, DatasetError, EmptyDatasetError
+
+ABOUT = About((1, 8, 8), "a test", "CC0")
 
 
 def picture(path: Path, colour: object = "red", mode: str = "RGB", size: tuple[int, int] = (12, 10)) -> Path:
@@ -16,8 +18,8 @@ def picture(path: Path, colour: object = "red", mode: str = "RGB", size: tuple[i
     return path
 
 
-def register(folder: Path, size: int = 8, channels: int | None = None) -> Dataset:
-    pictures = pictures_in(folder, size=size, channels=channels)
+def register(folder: Path, size: int = 8, channels: int | None = None, *, tiles: bool = False) -> Dataset:
+    pictures = pictures_in(folder, size=size, channels=channels, tiles=tiles)
     datasets.write("own", folder.parent / "sets", pictures.about, pictures.batches)
     return datasets.load("own", folder.parent / "sets")
 
@@ -88,6 +90,26 @@ def test_a_picture_beside_the_sub_folders_or_one_sub_folder_alone_makes_no_class
     assert loaded.labels is None
 
 
+def test_pictures_that_cost_a_set_its_classes_are_named(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "dog/1.png"):
+        picture(tmp_path / name)
+    assert pictures_in(tmp_path).notes == ()
+    picture(tmp_path / "a.png")
+    assert pictures_in(tmp_path).notes == (
+        "the set has no classes, because a.png lies beside the sub-folders cat, dog: move every picture into a sub-folder for classes",
+    )
+    for name in ("b.png", "c.png", "d.png", "e.png"):
+        picture(tmp_path / name)
+    (note,) = pictures_in(tmp_path).notes
+    assert "because a.png, b.png, c.png and 2 more lie beside the sub-folders cat, dog:" in note
+
+
+def test_pictures_beside_one_sub_folder_cost_no_classes(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "1.png"):
+        picture(tmp_path / name)
+    assert pictures_in(tmp_path).notes == ()
+
+
 def test_what_is_no_picture_is_left_out_with_a_sentence_each(tmp_path: Path) -> None:
     folder = tmp_path / "own"
     whole = picture(folder / "a.png", size=(64, 64)).read_bytes()
@@ -131,7 +153,7 @@ def test_a_file_name_that_is_no_utf_8_is_named_on_the_card(tmp_path: Path) -> No
 
 
 def test_more_pictures_than_one_batch_are_all_written(tmp_path: Path) -> None:
-    for index in range(batch_size((1, 8, 8)) + 3):
+    for index in range(batch_size(ABOUT) + 3):
         picture(tmp_path / "own" / f"{index:04}.png", index % 256, mode="L")
     (tmp_path / "own" / "0000.txt").touch()
     loaded = register(tmp_path / "own")
@@ -142,8 +164,9 @@ def test_more_pictures_than_one_batch_are_all_written(tmp_path: Path) -> None:
 
 
 def test_a_batch_never_takes_more_than_64_mebibytes() -> None:
-    assert batch_size((3, 64, 64)) == 256
-    assert batch_size((3, 1024, 1024)) == 21
+    assert batch_size(About((3, 64, 64), "a test", "CC0")) == 256
+    assert batch_size(About((3, 1024, 1024), "a test", "CC0")) == 21
+    assert batch_size(About((3, 1024, 1024), "a test", "CC0", source_shape=(3, 1024, 1024))) == 10
 
 
 def test_a_folder_without_pictures_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -162,3 +185,52 @@ def test_wrong_arguments_are_refused_with_what_is_allowed(tmp_path: Path) -> Non
         pictures_in(tmp_path, size=2)
     with pytest.raises(DatasetError, match=r"2 channels are not allowed: give 1 \(grey\) or 3 \(colour\)"):
         pictures_in(tmp_path, channels=2)
+
+
+# --- tiles --------------------------------------------------------------------------------------------------------------------
+
+
+def noise(path: Path, width: int, height: int, seed: int = 0) -> np.ndarray:
+    """A picture of random pixels, and those as (H, W, 3)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def test_tiles_are_the_pixels_of_the_picture_as_they_are(tmp_path: Path) -> None:
+    pixels = noise(tmp_path / "own" / "a.png", width=27, height=19)
+    loaded = register(tmp_path / "own", tiles=True)
+    wanted = [pixels[top : top + 8, left : left + 8].transpose(2, 0, 1) for top in (1, 9) for left in (1, 9, 17)]
+    assert np.array_equal(loaded.images, wanted)
+
+
+def test_tiles_of_one_picture_are_one_group(tmp_path: Path) -> None:
+    noise(tmp_path / "own" / "a.png", 16, 8, seed=1)
+    noise(tmp_path / "own" / "b.png", 7, 64, seed=2)
+    noise(tmp_path / "own" / "c.png", 8, 24, seed=3)
+    pictures = pictures_in(tmp_path / "own", size=8, tiles=True)
+    loaded = register(tmp_path / "own", tiles=True)
+    assert loaded.groups is not None
+    assert len({*loaded.groups[:2].tolist()}) == len({*loaded.groups[2:].tolist()}) == 1
+    assert loaded.groups[0] != loaded.groups[2]
+    assert (loaded.card.num_images, loaded.card.num_groups) == (5, 2)
+    assert loaded.card.skipped == ("b.png: this picture has 7 x 64 pixels, which is less than a tile of 8 x 8",)
+    assert pictures.num_files == 6
+    assert loaded.card.source == "the folder own, cut into tiles"
+
+
+def test_tiles_have_the_class_of_their_picture(tmp_path: Path) -> None:
+    noise(tmp_path / "own" / "cat" / "a.png", 16, 8, seed=1)
+    noise(tmp_path / "own" / "dog" / "b.png", 8, 24, seed=2)
+    loaded = register(tmp_path / "own", tiles=True)
+    assert loaded.labels is not None
+    assert loaded.labels.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_many_tiles_of_one_picture_come_whole_in_their_order(tmp_path: Path) -> None:
+    pixels = noise(tmp_path / "own" / "a.png", 8 * 20, 8 * 20)
+    noise(tmp_path / "own" / "b.png", 8, 8)
+    images = register(tmp_path / "own", tiles=True).images
+    assert len(images) == 401
+    assert np.array_equal(images[399], pixels[-8:, -8:].transpose(2, 0, 1))

@@ -4,7 +4,6 @@ import hashlib
 import http.server
 import io
 import pickle
-import struct
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -13,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from published_files import idx, publish, write_idx_files
 from torchvision import datasets as published_sets
 
 from training import datasets
 from training.dataset_folders import Pictures
-from training.dataset_sources import SOURCES, SourceError, Split, published, read_idx
+from training.dataset_sources import SOURCES, SourceError, Split, published
 from training.datasets import DatasetError
 
 CLOSED = "http://127.0.0.1:9/"  # the discard port: refused at once
@@ -25,18 +25,18 @@ TRAIN = np.arange(5 * 784, dtype=np.int64).astype(np.uint8).reshape(5, 28, 28)
 TEST = 255 - TRAIN[:3]
 
 
-def idx(array: np.ndarray) -> bytes:
-    return b"\x00\x00\x08" + struct.pack(f">B{array.ndim}I", array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
-
-
-def write_idx_files(folder: Path, *, zipped: bool = True) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+def write_both(folder: Path, *, zipped: bool = True) -> Path:
     for part, images in (("train", TRAIN), ("t10k", TEST)):
-        for kind, array in (("images-idx3", images), ("labels-idx1", np.arange(len(images)))):
-            data = idx(array)
-            path = folder / f"{part}-{kind}-ubyte{'.gz' if zipped else ''}"
-            path.write_bytes(gzip.compress(data) if zipped else data)
+        write_idx_files(folder, part, images, np.arange(len(images)), zipped=zipped)
     return folder
+
+
+@pytest.fixture
+def tiny(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of `write_both` are the published ones, of both sets."""
+    folder = write_both(tmp_path_factory.mktemp("tiny"))
+    publish("mnist", folder, monkeypatch)
+    publish("fashion-mnist", folder, monkeypatch)
 
 
 def all_of(pictures: Pictures) -> tuple[np.ndarray, np.ndarray | None]:
@@ -58,11 +58,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- IDX files ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("no_network")
+@pytest.mark.usefixtures("no_network", "tiny")
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize(("name", "place"), [("mnist", "."), ("mnist", "MNIST/raw"), ("fashion-mnist", "FashionMNIST/raw")])
 def test_idx_files_at_hand_are_read_where_they_lie(tmp_path: Path, name: str, place: str, zipped: bool) -> None:
-    write_idx_files(tmp_path / place, zipped=zipped)
+    write_both(tmp_path / place, zipped=zipped)
     pictures = published(name, tmp_path)
     images, labels = all_of(pictures)
     assert np.array_equal(images, TRAIN[:, None])
@@ -72,61 +72,81 @@ def test_idx_files_at_hand_are_read_where_they_lie(tmp_path: Path, name: str, pl
     assert pictures.about.licence == SOURCES[name].licence
 
 
-@pytest.mark.usefixtures("no_network")
+@pytest.mark.usefixtures("no_network", "tiny")
 @pytest.mark.parametrize(("split", "expected"), [("train", [TRAIN]), ("test", [TEST]), ("all", [TRAIN, TEST])])
 def test_a_split_can_be_chosen(tmp_path: Path, split: Split, expected: list[np.ndarray]) -> None:
-    images, labels = all_of(published("mnist", write_idx_files(tmp_path), split=split))
+    images, labels = all_of(published("mnist", write_both(tmp_path), split=split))
     assert np.array_equal(images[:, 0], np.concatenate(expected))
     assert labels is not None
     assert labels.tolist() == [index for part in expected for index in range(len(part))]
 
 
-@pytest.mark.usefixtures("no_network")
+@pytest.mark.usefixtures("no_network", "tiny")
 def test_the_training_files_alone_are_enough_for_the_training_split(tmp_path: Path) -> None:
-    write_idx_files(tmp_path)
+    write_both(tmp_path)
     for path in tmp_path.glob("t10k-*"):
         path.unlink()
     assert published("mnist", tmp_path).num_files == 5
 
 
+@pytest.mark.usefixtures("tiny")
 def test_another_size_is_resampled(tmp_path: Path) -> None:
-    pictures = published("mnist", write_idx_files(tmp_path), size=32)
+    pictures = published("mnist", write_both(tmp_path), size=32)
     images, _ = all_of(pictures)
     assert pictures.about.shape == (1, 32, 32)
     expected = Image.fromarray(TRAIN[0]).resize((32, 32), Image.Resampling.LANCZOS)
     assert np.array_equal(images[0, 0], np.asarray(expected))
 
 
+@pytest.mark.usefixtures("tiny")
 def test_a_published_set_can_be_registered_and_loaded(tmp_path: Path) -> None:
-    pictures = published("fashion-mnist", write_idx_files(tmp_path))
+    pictures = published("fashion-mnist", write_both(tmp_path))
     datasets.write("fashion-mnist", tmp_path / "sets", pictures.about, pictures.batches)
     loaded = datasets.load("fashion-mnist", tmp_path / "sets")
     assert loaded.card.source == "https://github.com/zalandoresearch/fashion-mnist"
     assert np.array_equal(loaded.images[:, 0], TRAIN)
 
 
+@pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (gzip.compress(idx(TRAIN))[:-20], "is damaged or cut off"),
-        (b"<html>not found</html>", "is damaged or cut off"),
-        (gzip.compress(b"\x00\x00\x0d\x01"), "is no IDX file of unsigned bytes"),
-        (gzip.compress(b""), "is no IDX file of unsigned bytes"),
-        (gzip.compress(idx(TRAIN)[:-1]), r"holds 3935 bytes where its head promises \(5, 28, 28\)"),
+        (gzip.compress(idx(TRAIN))[:-20], r"is damaged or cut off \(.*\): fetch it again"),
+        (b"<html>not found</html>", r"is damaged or cut off \(.*\): fetch it again"),
+        (gzip.compress(b""), "is not train-images-idx3-ubyte of mnist"),
+        (gzip.compress(idx(TRAIN)[:-1]), "is not train-images-idx3-ubyte of mnist"),
+        (gzip.compress(idx(TRAIN[:, ::-1])), "is not train-images-idx3-ubyte of mnist"),
     ],
 )
 def test_a_damaged_idx_file_is_named_with_what_to_do(tmp_path: Path, data: bytes, reason: str) -> None:
-    (tmp_path / "a-ubyte.gz").write_bytes(data)
-    with pytest.raises(SourceError, match=rf"a-ubyte\.gz {reason}.*: fetch it again"):
-        read_idx(tmp_path / "a-ubyte.gz")
-
-
-@pytest.mark.parametrize("array", [np.arange(4), np.full(5, 10), TRAIN])
-def test_labels_that_do_not_fit_the_images_are_refused(tmp_path: Path, array: np.ndarray) -> None:
-    write_idx_files(tmp_path)
-    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(array)))
-    with pytest.raises(SourceError, match="which are not mnist: fetch them again"):
+    (write_both(tmp_path) / "train-images-idx3-ubyte.gz").write_bytes(data)
+    with pytest.raises(SourceError, match=rf"train-images-idx3-ubyte\.gz {reason}"):
         published("mnist", tmp_path)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("array", [np.arange(4), np.full(5, 10), np.arange(5)[::-1], TRAIN])
+def test_labels_that_were_not_published_are_refused(tmp_path: Path, array: np.ndarray) -> None:
+    write_idx_files(tmp_path, "train", TRAIN, array)
+    with pytest.raises(SourceError) as error:
+        published("mnist", tmp_path)
+    digests = [hashlib.sha256(idx(labels)).hexdigest() for labels in (array, np.arange(5))]
+    assert str(error.value) == (
+        f"{tmp_path / 'train-labels-idx1-ubyte.gz'} is not train-labels-idx1-ubyte of mnist: unpacked, it has the sha256 {digests[0]},"
+        f" and {digests[1]} was published; fetch it from {SOURCES['mnist'].address}"
+    )
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_of_fashion_mnist_are_not_taken_for_mnist(tmp_path: Path, zipped: bool) -> None:
+    """The built-in set is Fashion-MNIST's own test part."""
+    built_in = datasets.load("fashion-mnist-10k", tmp_path)
+    assert built_in.labels is not None
+    write_idx_files(tmp_path, "t10k", built_in.images[:, 0], built_in.labels, zipped=zipped)
+    assert published("fashion-mnist", tmp_path, split="test").num_files == 10_000
+    with pytest.raises(SourceError, match=r"t10k-images-idx3-ubyte(\.gz)? is not .* of mnist but of fashion-mnist: "):
+        published("mnist", tmp_path, split="test")
 
 
 # --- downloads ----------------------------------------------------------------------------------------------------------------
@@ -161,7 +181,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the library's name
             pass
 
-    folder = write_idx_files(tmp_path / "mirror")
+    folder = write_both(tmp_path / "mirror")
     checksums = [(path.name, hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()) for path in sorted(folder.iterdir())]
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -173,6 +193,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         thread.join()
 
 
+@pytest.mark.usefixtures("tiny")
 def test_a_download_is_kept_and_not_repeated(tmp_path: Path, mirror: Path) -> None:
     root = tmp_path / "downloads"
     images, _ = all_of(published("mnist", root))

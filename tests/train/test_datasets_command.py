@@ -1,10 +1,9 @@
-import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from published_files import publish, write_idx_files
 
 from ganserve.datasets import datasets_app
 from training import datasets
@@ -28,12 +27,9 @@ def pictures(folder: Path, num_images: int = 3) -> Path:
     return folder
 
 
-def mnist_files(folder: Path, num_images: int = 2) -> Path:
-    folder.mkdir()
-    for kind, shape in (("images-idx3", (num_images, 28, 28)), ("labels-idx1", (num_images,))):
-        array = np.zeros(shape, np.uint8)
-        head = b"\x00\x00\x08" + struct.pack(f">B{array.ndim}I", array.ndim, *array.shape)
-        (folder / f"train-{kind}-ubyte.gz").write_bytes(gzip.compress(head + array.tobytes()))
+def mnist_files(folder: Path, monkeypatch: pytest.MonkeyPatch, num_images: int = 2) -> Path:
+    write_idx_files(folder, "train", np.zeros((num_images, 28, 28)), np.zeros(num_images))
+    publish("mnist", folder, monkeypatch)
     return folder
 
 
@@ -56,8 +52,8 @@ def test_a_folder_is_64_pixels_and_grey_where_it_can_be(tmp_path: Path, state: P
     assert card.source == "the folder p"
 
 
-def test_a_published_set_is_added_from_files_at_hand_under_any_name(tmp_path: Path, state: Path) -> None:
-    files = mnist_files(tmp_path / "files")
+def test_a_published_set_is_added_from_files_at_hand_under_any_name(tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = mnist_files(tmp_path / "files", monkeypatch)
     run("add", "mnist", "--data-dir", files)
     run("add", "mnist", "--data-dir", files, "--size", 32, "--as", "mnist-32")
     assert datasets.card("mnist", state / "datasets").shape == (1, 28, 28)
@@ -82,8 +78,10 @@ def test_left_out_files_are_counted_and_the_card_names_them_all(tmp_path: Path, 
     assert capsys.readouterr().out.count("left out  note-") == 7
 
 
-def test_without_a_terminal_progress_is_at_most_ten_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("add", "mnist", "--data-dir", mnist_files(tmp_path / "files", num_images=5000))  # 20 batches
+def test_without_a_terminal_progress_is_at_most_ten_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("add", "mnist", "--data-dir", mnist_files(tmp_path / "files", monkeypatch, num_images=5000))  # 20 batches
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 10
     assert lines[-1] == "5,000 of 5,000 images"
@@ -112,6 +110,56 @@ def test_a_sheet_of_few_colour_images_leaves_the_rest_white(tmp_path: Path) -> N
     assert pixels[0, ::8, 0].tolist() == [0, 1, 2, 255, 255, 255, 255, 255]
 
 
+def sides(folder: Path, num_pairs: int = 3) -> Path:
+    """Pairs of a red source and a grey target, side by side."""
+    folder.mkdir()
+    for index in range(num_pairs):
+        image = Image.new("RGB", (16, 8), (index, index, index))
+        image.paste("red", (0, 0, 8, 8))
+        image.save(folder / f"{index:03}.png")
+    return folder
+
+
+def test_pairs_are_added_listed_and_shown_side_by_side(tmp_path: Path, state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("add", "own", sides(tmp_path / "p"), "--pairs", "--size", 8, "--channels", 1, "--licence", "CC0")
+    run("list")
+    run("show", "own", "--sheet", tmp_path / "sheet.png")
+    told = capsys.readouterr().out.splitlines()
+    line = "own: 3 images of 1 x 8 x 8, paired with sources of 3 x 8 x 8"
+    assert told[0] == f"registered {line}"
+    assert told[2:4] == [line, line]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape == (8, 8 * 16, 3)
+    assert pixels[3, 4:56:8].tolist() == [*([255, 0, 0], [0, 0, 0]), *([255, 0, 0], [1, 1, 1]), *([255, 0, 0], [2, 2, 2]), [255] * 3]
+    assert datasets.card("own", state / "datasets").licence == "CC0"
+
+
+def test_pairs_can_be_swapped_and_their_sources_made_grey(tmp_path: Path, state: Path) -> None:
+    run("add", "own", sides(tmp_path / "p"), "--pairs", "--swap", "--source-channels", 1)
+    loaded = datasets.load("own", state / "datasets")
+    assert (loaded.card.source_shape, loaded.card.shape) == ((1, 64, 64), (3, 64, 64))
+    assert loaded.images[:, :, 0, 0].tolist() == [[255, 0, 0]] * 3
+
+
+def test_tiles_are_added_and_shown_in_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("add", "own", sides(tmp_path / "p"), "--tiles", "--size", 8)
+    run("show", "own")
+    told = capsys.readouterr().out.splitlines()
+    assert told[:2] == ["registered own: 6 images of 3 x 8 x 8, 3 groups", "own: 6 images of 3 x 8 x 8, 3 groups"]
+
+
+def test_what_costs_a_folder_its_classes_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = pictures(tmp_path / "p")
+    for name, picture in (("cat", "000.png"), ("dog", "001.png")):
+        (folder / name).mkdir()
+        (folder / picture).rename(folder / name / picture)
+    run("add", "own", folder)
+    told = capsys.readouterr()
+    assert told.out == "registered own: 3 images of 1 x 64 x 64\n"
+    assert told.err.startswith("the set has no classes, because 002.png lies beside the sub-folders cat, dog: move every picture")
+
+
 def test_list_names_a_damaged_set_and_the_others(tmp_path: Path, state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("add", "own", pictures(tmp_path / "p"))
     (state / "datasets" / "own" / "images.npy").unlink()
@@ -126,6 +174,16 @@ def test_list_names_a_damaged_set_and_the_others(tmp_path: Path, state: Path, ca
     ("tokens", "sentence"),
     [
         (["mnist", "--channels", "3"], "--channels is for a folder of pictures; give its PATH after the name"),
+        (["mnist", "--tiles"], "--tiles is for a folder of pictures; give its PATH after the name"),
+        (["mnist", "--pairs"], "--pairs is for a folder of pictures; give its PATH after the name"),
+        (["mnist", "--swap"], "--swap is for a folder of pictures; give its PATH after the name"),
+        (["mnist", "--source-channels", "3"], "--source-channels is for a folder of pictures; give its PATH after the name"),
+        (["own", "p", "--swap"], "--swap is for pairs; give --pairs too, or leave it out"),
+        (["own", "p", "--source-channels", "1"], "--source-channels is for pairs; give --pairs too, or leave it out"),
+        (
+            ["own", "p", "--tiles", "--pairs"],
+            "--tiles is for pictures without sources, since a super-resolution model makes its own;",
+        ),
         (["mnist", "--licence", "CC0"], "--licence is for a folder of pictures; give its PATH after the name"),
         (["own", "p", "--split", "test"], "--split is for published sets; leave it out with a PATH"),
         (["own", "p", "--as", "other"], "--as is for published sets; leave it out with a PATH"),

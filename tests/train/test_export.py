@@ -12,16 +12,18 @@ from torch import Tensor, nn
 
 from training import catalog, datasets, export
 from training.contract import DatasetCard, Manifest, TensorSpec, TrainConfig
-from training.export import NUM_SAMPLES, ExportError, Provenance, draw_inputs, publish, published_weights, script
+from training.export import NUM_SAMPLES, ExportError, HeldOut, Provenance, draw_inputs, publish, published_weights, script
 from training.files import versions
 from training.files.directories import STAGING, DamagedFileError, verify
-from training.game import DataSpec, Player
+from training.game import DataSpec, Given, Player, Terms
+from training.layers import add_spectral_norm
 
 MakeConfig = Callable[..., TrainConfig]
 VALUES = TensorSpec(name="latent", kind="latent", shape=(4,), distribution="normal")
 IMAGE = TensorSpec(name="image", kind="image", shape=(1, 2, 2))
 SPEC = DataSpec((1, 16, 16))
-HELD_OUT = torch.rand(100, 1, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+HELD_OUT = HeldOut(torch.rand(100, 1, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1)
+EXAMPLES = HeldOut(torch.zeros(NUM_SAMPLES, 1, 16, 16))
 
 
 class Sound(nn.Module):
@@ -160,31 +162,35 @@ def test_batch_norm_with_statistics_and_dropout_are_exported_in_evaluation_mode(
 
 
 def test_latents_are_drawn_by_one_generator_an_image() -> None:
-    drawn = draw_inputs([VALUES], [5, 6, 2**32 - 1])["latent"]
+    drawn = draw_inputs([VALUES], [5, 6, 2**32 - 1], {})["latent"]
     for row, seed in zip(drawn, [5, 6, 2**32 - 1], strict=True):
         assert torch.equal(row, torch.randn(4, generator=torch.Generator().manual_seed(seed)))
     torch.manual_seed(123)
-    assert torch.equal(draw_inputs([VALUES], [6])["latent"][0], drawn[1])
+    assert torch.equal(draw_inputs([VALUES], [6], {})["latent"][0], drawn[1])
 
 
 def test_uniform_latents_fill_minus_one_to_one() -> None:
     uniform = VALUES.model_copy(update={"distribution": "uniform", "shape": (2000,)})
-    drawn = draw_inputs([uniform], [0])["latent"]
+    drawn = draw_inputs([uniform], [0], {})["latent"]
     assert -1 <= drawn.min() < -0.99
     assert 0.99 < drawn.max() <= 1
 
 
 def test_several_latents_of_an_image_differ_and_come_in_declared_order() -> None:
     second = VALUES.model_copy(update={"name": "noise"})
-    drawn = draw_inputs([VALUES, second], [9])
+    drawn = draw_inputs([VALUES, second], [9], {})
     random = torch.Generator().manual_seed(9)
     assert torch.equal(drawn["latent"][0], torch.randn(4, generator=random))
     assert torch.equal(drawn["noise"][0], torch.randn(4, generator=random))
 
 
-def test_samples_of_a_model_that_wants_an_image_cannot_be_drawn() -> None:
-    with pytest.raises(ExportError, match="samples cannot be drawn for an input of kind image"):
-        draw_inputs([IMAGE], [0])
+def test_what_is_given_is_passed_on_beside_the_latents() -> None:
+    label = TensorSpec(name="label", kind="label", shape=(2,))
+    given = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    drawn = draw_inputs([VALUES, label], [5, 6], {"label": given})
+    assert list(drawn) == ["latent", "label"]
+    assert torch.equal(drawn["label"], given)
+    assert torch.equal(drawn["latent"], draw_inputs([VALUES], [5, 6], {})["latent"])
 
 
 # --- publishing ---------------------------------------------------------------------------------------------------------------
@@ -202,8 +208,8 @@ Publish = Callable[..., Manifest]
 def players(make_config: MakeConfig) -> dict[str, Player]:
     torch.manual_seed(0)
     config = make_config(architecture="dcgan")
-    architecture, loss = catalog.build(config)
-    return architecture.players(architecture.games(SPEC, samplewise_critic=loss.samplewise_critic), data=SPEC, score=loss.score)
+    built = catalog.build(config)
+    return built.architecture.players(built.architecture.games(SPEC, Terms(built.norm)), data=SPEC, score=built.loss.score)
 
 
 @pytest.fixture
@@ -213,7 +219,7 @@ def publish_as(players: dict[str, Player], card: DatasetCard, make_config: MakeC
 
     def publish_run(run: str, *repositories: Path) -> Manifest:
         provenance = Provenance(run, "a paper", config, card, {"images": 240.0})
-        return publish(players, provenance, HELD_OUT, repositories or [tmp_path / "models"])
+        return publish(players, provenance, HELD_OUT, EXAMPLES, repositories or [tmp_path / "models"])
 
     return publish_run
 
@@ -349,7 +355,7 @@ def test_the_score_reference_is_quantiles_of_held_out_and_of_generated_images(pu
     assert list(reference.generated) == sorted(reference.generated)
     discriminator, generator = players["discriminator"].module.eval(), players["generator"].module.eval()
     with torch.inference_mode():
-        real = discriminator(HELD_OUT)
+        real = discriminator(HELD_OUT.images)
         latents = [torch.randn(4, generator=torch.Generator().manual_seed(seed)) for seed in range(NUM_SAMPLES, NUM_SAMPLES + 100)]
         generated = discriminator(generator(torch.stack(latents)))
     for quantiles, scores in ((reference.real, real), (reference.generated, generated)):
@@ -378,7 +384,7 @@ class PatchBrightness(Brightness):
 def test_a_patch_map_counts_as_its_mean(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
     discriminator = Player(kind(), (IMAGE,), TensorSpec(name="score", kind="logit", shape=shape))
     held_out = torch.linspace(-1, 1, 101).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)
-    reference = export.score_reference(player(Sound()), discriminator, held_out)
+    reference = export.score_reference(player(Sound()), discriminator, HeldOut(held_out))
     assert reference.real == pytest.approx(tuple(torch.linspace(-1, 1, 101).tolist()), abs=1e-6)
 
 
@@ -386,7 +392,7 @@ def test_a_generator_without_a_discriminator_is_published(
     players: dict[str, Player], card: DatasetCard, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     provenance = Provenance("a-run", "a paper", make_config(architecture="dcgan"), card, {})
-    manifest = publish({"generator": players["generator"]}, provenance, HELD_OUT, [tmp_path])
+    manifest = publish({"generator": players["generator"]}, provenance, HELD_OUT, EXAMPLES, [tmp_path])
     assert (manifest.discriminator, manifest.score_reference) == (None, None)
 
 
@@ -398,13 +404,75 @@ def test_samples_that_are_not_finite_are_refused() -> None:
             return super().forward(latent) / (latent.abs().amax(1) < 2).float().reshape(-1, 1, 1, 1)
 
     with pytest.raises(ExportError, match=r"^generator: \d+ sample values are not finite$"):
-        export.sample(player(FailsLate()), range(64))
+        export.generate(player(FailsLate()), EXAMPLES)
 
 
 def test_sampling_leaves_the_mode_of_the_network_alone(players: dict[str, Player]) -> None:
     module = players["generator"].module.train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    images = export.sample(players["generator"], range(70))
-    assert images.shape == (70, 1, 16, 16)
+    images = export.generate(players["generator"], EXAMPLES)
+    assert images.shape == (NUM_SAMPLES, 1, 16, 16)
     assert module.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+# --- what is given ------------------------------------------------------------------------------------------------------------
+
+
+class Negative(nn.Module):
+    """Pictures in, their negatives out; of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(-torch.ones(()))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image * self.weight
+
+
+def test_where_there_is_a_right_answer_the_sheet_shows_baseline_image_and_answer() -> None:
+    free = TensorSpec(name="image", kind="image", shape=(1, -1, -1))
+    sources = torch.rand(20, 1, 4, 6)
+    examples = HeldOut(torch.full((20, 1, 4, 6), 0.5), Given({"image": sources}, {}, baseline=sources))
+    generator = Player(Negative(), (free,), free)
+    script("generator", generator)
+    sheet = export.sheet(generator, examples)
+    assert sheet.shape == (16, 1, 4, 18)
+    assert torch.equal(sheet[:, :, :, :6], sources[:16])
+    assert torch.equal(sheet[:, :, :, 6:12], -sources[:16])
+    assert torch.equal(sheet[:, :, :, 12:], examples.images[:16])
+
+
+def test_some_of_what_is_held_out_are_evenly_spaced_with_all_that_belongs_to_them() -> None:
+    images = torch.arange(10.0).reshape(10, 1, 1, 1)
+    whole = HeldOut(images, Given({"a": images + 100}, {"b": images + 200}, images + 300))
+    some = whole.some(4)
+    assert some.images.flatten().tolist() == [0, 3, 6, 9]
+    assert some.given.inputs["a"].flatten().tolist() == [100, 103, 106, 109]
+    assert some.given.condition["b"].flatten().tolist() == [200, 203, 206, 209]
+    assert some.given.baseline is not None
+    assert some.given.baseline.flatten().tolist() == [300, 303, 306, 309]
+    assert len(whole.some(99).images) == 10
+
+
+def test_spectral_norm_is_folded_into_plain_weights_when_exported() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1), nn.Flatten(0))
+    add_spectral_norm(module)
+    for _ in range(20):
+        module(torch.randn(3, 4))
+    latent = TensorSpec(name="input", kind="latent", shape=(4,), distribution="normal")
+    scripted = script("discriminator", Player(module, (latent,), TensorSpec(name="score", kind="logit", shape=())))
+    assert sorted(scripted.state_dict()) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+    assert torch.linalg.matrix_norm(scripted.state_dict()["0.weight"], 2) == pytest.approx(1, abs=1e-3)
+    inputs = torch.randn(3, 4)
+    assert torch.allclose(scripted(inputs), module.eval()(inputs), atol=1e-6)
+    assert "parametrizations.0.original" not in scripted.state_dict(), "the network in training keeps its own"
+
+
+def test_other_players_are_published_as_parts(
+    players: dict[str, Player], card: DatasetCard, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    provenance = Provenance("a-run", "a paper", make_config(architecture="dcgan"), card, {})
+    manifest = publish(players | {"level-8": players["generator"]}, provenance, HELD_OUT, EXAMPLES, [tmp_path])
+    assert list(manifest.parts) == ["level-8"]
+    verify(tmp_path / manifest.name / "1", manifest.parts["level-8"].files["torchscript"])

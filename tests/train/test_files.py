@@ -269,14 +269,16 @@ def test_a_wish_to_stop_is_seen_by_whoever_works_there(tmp_path: Path) -> None:
     assert runs.is_stop_asked(tmp_path / "run")
 
 
-def test_the_newest_line_of_metrics_and_the_newest_checkpoint_are_found(tmp_path: Path) -> None:
+def test_the_whole_lines_of_metrics_and_the_newest_checkpoint_are_found(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     runs.create(folder, CONFIG, "20261122-104500-9f3c2a7b41d0")
-    assert (runs.last_metrics(folder), runs.checkpoint_images(folder)) == (None, 0)
+    assert (runs.read_metrics(folder), runs.checkpoint_images(folder)) == ([], 0)
     for images in (100, 200):
         runs.append_metrics(folder, line(images))
         (folder / runs.CHECKPOINTS / f"{images:012d}").mkdir()
-    assert (runs.last_metrics(folder), runs.checkpoint_images(folder)) == (line(200), 200)
+    with (folder / runs.METRICS).open("a") as file:
+        file.write('{"images": 300')  # cut by a crash
+    assert (runs.read_metrics(folder), runs.checkpoint_images(folder)) == ([line(100), line(200)], 200)
 
 
 # --- versions -----------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 import io
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from training.contract import Metrics, TrainConfig
-from training.game import Game, Round, Tensors
-from training.loop import EMA_RAMPUP, METRIC_LINES, Match, NotFiniteError, Training, _Clock, move_average
+from training.game import Round, Tensors
+from training.loop import EMA_RAMPUP, METRIC_LINES, NotFiniteError, Training, _Clock, phases
 from training.losses import NonSaturating
+from training.match import Match, Rules, move_average
 
 MakeConfig = Callable[..., TrainConfig]
 MakeTraining = Callable[[TrainConfig], Training]
@@ -23,6 +25,7 @@ class Notebook:
         self.training = training
         self.metrics: list[Metrics] = []
         self.sampled: list[int] = []
+        self.evaluated: list[int] = []
         self.checkpoints: dict[int, bytes] = {}
 
     def beat(self, images: int, images_per_second: float) -> None:
@@ -34,6 +37,9 @@ class Notebook:
 
     def sample(self, images: int) -> None:
         self.sampled.append(images)
+
+    def evaluate(self, images: int) -> None:
+        self.evaluated.append(images)
 
     def checkpoint(self, images: int) -> None:
         buffer = io.BytesIO()
@@ -65,7 +71,7 @@ def bits(training: Training) -> dict[str, object]:
     """All that a run has become, but for the seconds it took; the networks are asked themselves too."""
     networks = {key: [match.game.generator, match.game.discriminator, match.average] for key, match in training.matches.items()}
     become = {"state": training.state_dict(), "networks": {key: [each.state_dict() for each in them] for key, them in networks.items()}}
-    return {path: leaf for path, leaf in flat(become) if path not in ("/state/seconds", "/state/window_start/1")}
+    return {path: leaf for path, leaf in flat(become) if path not in ("/state/seconds", "/state/window_start/2")}
 
 
 # --- resume -------------------------------------------------------------------------------------------------------------------
@@ -191,12 +197,15 @@ def test_images_are_the_real_ones_that_were_shown(critic_steps: int, make_config
     training = make_training(make_config(critic_steps=critic_steps))
     shown = 0
 
-    def count(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal shown
+        if module is not discriminator:  # the copy that scores after a step
+            return
         shown += len(inputs[0]) if calls() % (2 * critic_steps + 1) in range(0, 2 * critic_steps, 2) else 0
 
     calls = itertools.count().__next__
-    training.matches["main"].game.discriminator.register_forward_pre_hook(count)
+    discriminator = training.matches["main"].game.discriminator
+    discriminator.register_forward_pre_hook(count)
     run(training)
     assert training.images == shown == 240
 
@@ -317,10 +326,19 @@ def test_a_line_holds_means_over_its_steps(make_config: MakeConfig, make_trainin
         training.step()
         losses.append(training.state_dict()["window"][-1])
         if len(losses) == 3:
-            line.append(training._measure())
+            line.append(training._measure(training.phase))
     wanted = torch.stack(losses).double().mean(dim=0).tolist()
-    assert list(line[0].losses) == ["discriminator_loss", "generator_loss", "score_real", "score_generated"]
-    assert list(line[0].losses.values()) == pytest.approx(wanted, rel=1e-12)
+    assert list(line[0].losses) == [
+        "discriminator_loss",
+        "score_real",
+        "probability_real",
+        "generator_loss",
+        "score_generated",
+        "probability_generated",
+        "score_generated_after",
+        "probability_generated_after",
+    ]
+    assert list(line[0].losses.values())[:6] == pytest.approx(wanted, rel=1e-12)
     assert line[0].images == 60
     assert training.state_dict()["window"] == []
 
@@ -375,7 +393,7 @@ def poisoned(training: Training, at_step: int) -> Training:
         dealt = match.game.deal(batch, random)
         return dealt._replace(target=dealt.target * torch.nan) if next(steps) == at_step else dealt
 
-    training.matches["main"] = replace(match, game=Game(match.game.generator, match.game.discriminator, deal))
+    training.matches["main"] = replace(match, game=replace(match.game, deal=deal))
     return training
 
 
@@ -405,11 +423,11 @@ def test_with_several_discriminator_steps_the_step_is_still_the_generators(make_
 
 def test_the_generators_loss_is_named_where_it_is_the_one(make_config: MakeConfig, make_training: MakeTraining) -> None:
     class Broken(NonSaturating):
-        def generator(self, fake: Tensor) -> Tensor:
-            return super().generator(fake) * torch.inf
+        def generator(self, real: Tensor, fake: Tensor) -> Tensor:
+            return super().generator(real, fake) * torch.inf
 
     training = make_training(make_config())
-    training._loss = Broken()
+    training._rules = Rules(Broken())
     with pytest.raises(NotFiniteError, match=r"^generator_loss is not finite at step 1;"):
         run(training)
 
@@ -432,12 +450,152 @@ def test_scores_that_overflow_are_caught(make_config: MakeConfig, make_training:
 # --- several games ------------------------------------------------------------------------------------------------------------
 
 
-def test_two_games_are_played_side_by_side_and_told_apart(make_config: MakeConfig, make_training: MakeTraining) -> None:
-    config = make_config(total_images=80)
-    training, other = make_training(config), make_training(config)
-    training.matches = {"coarse": training.matches["main"], "fine": other.matches["main"]}
+def test_games_are_played_one_after_the_other_and_told_apart(make_config: MakeConfig, make_training: MakeTraining) -> None:
+    training, played = two_games(make_config(total_images=240), make_training)
     notebook = run(training)
-    assert training.images == 80, "each of two games was shown two batches"
-    terms = ("discriminator_loss", "generator_loss", "score_real", "score_generated")
-    assert list(notebook.metrics[-1].losses) == [f"{game}/{term}" for game in ("coarse", "fine") for term in terms]
-    assert all(isinstance(match, Match) for match in training.matches.values())
+    assert played == ["coarse"] * 3 + ["fine"] * 9, "a quarter and three quarters of the images"
+    assert {name.split("/")[0] for line in notebook.metrics[:3] for name in line.losses} == {"coarse"}
+    assert {name.split("/")[0] for line in notebook.metrics[3:] for name in line.losses} == {"fine"}
+
+
+def test_a_game_that_is_over_is_held_still_as_its_average(make_config: MakeConfig, make_training: MakeTraining) -> None:
+    training, _ = two_games(make_config(total_images=240, ema_halflife_images=1e9), make_training)
+    run(training)
+    coarse, fine = training.matches["coarse"], training.matches["fine"]
+    for a, b in zip(coarse.game.generator.state_dict().values(), coarse.average.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert not coarse.game.generator.training
+    assert fine.game.generator.training
+    assert not torch.equal(next(fine.game.generator.parameters()), next(fine.average.parameters()))
+
+
+def test_a_run_of_several_games_and_warm_ups_resumes_bit_for_bit(make_config: MakeConfig, make_training: MakeTraining) -> None:
+    config = make_config(total_images=240, checkpoint_images=1)
+    whole, _ = two_games(config, make_training, warmup_share=0.5)
+    checkpoints = run(whole).checkpoints
+    for images in (40, 60, 80, 100, 140, 220):
+        resumed, _ = two_games(config, make_training, warmup_share=0.5)
+        resumed.load_state_dict(torch.load(io.BytesIO(checkpoints[images]), weights_only=True))
+        run(resumed)
+        assert bits(resumed) == bits(whole)
+
+
+def test_phases_are_shares_of_the_run_each_game_with_its_warm_up_first(make_config: MakeConfig, make_training: MakeTraining) -> None:
+    training, _ = two_games(make_config(), make_training, warmup_share=0.5)
+    found = [(phase.key, phase.warming_up, phase.start, phase.end) for phase in phases(training.matches, 400)]
+    assert found == [("coarse", True, 0, 50), ("coarse", False, 50, 100), ("fine", True, 100, 250), ("fine", False, 250, 400)]
+
+
+def test_a_warm_up_moves_the_generator_alone(make_config: MakeConfig, make_training: MakeTraining) -> None:
+    training, _ = two_games(make_config(total_images=240), make_training, warmup_share=0.5)
+    match = training.matches["coarse"]
+    before = [[weight.clone() for weight in network.parameters()] for network in (match.game.generator, match.game.discriminator)]
+    training.step()
+    generator, discriminator = (list(network.parameters()) for network in (match.game.generator, match.game.discriminator))
+    assert not any(torch.equal(a, b) for a, b in zip(before[0], generator, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before[1], discriminator, strict=True))
+    assert list(training._measure(training.phase).losses) == ["coarse/warmup_loss"]
+    assert training.images == 20
+
+
+def test_evaluations_are_of_the_last_phase_and_one_is_at_the_end(make_config: MakeConfig, make_training: MakeTraining) -> None:
+    training, _ = two_games(make_config(total_images=240, evaluation_images=50), make_training, warmup_share=0.5)
+    assert run(training).evaluated == [160, 200, 240]
+
+
+def two_games(config: TrainConfig, make_training: MakeTraining, warmup_share: float = 0.0) -> tuple[Training, list[str]]:
+    """A training of two games, of a quarter and three quarters of the images, and the keys of those that were played, step by step."""
+    training, other = make_training(config), make_training(config)
+    played: list[str] = []
+
+    def matched(key: str, match: Match, share: float) -> Match:
+        def deal(batch: Tensors, random: torch.Generator) -> Round:
+            played.append(key)
+            return match.game.deal(batch, random)
+
+        def distance(generated: Tensor, dealt: Round) -> Tensor:
+            return (generated - dealt.target).abs().mean()
+
+        warm = {"warmup_share": warmup_share, "warmup": distance, "reconstruction": distance} if warmup_share else {}
+        return replace(match, game=replace(match.game, deal=deal, share=share, **warm))
+
+    training.matches = {"coarse": matched("coarse", training.matches["main"], 1), "fine": matched("fine", other.matches["main"], 3)}
+    training._phases = phases(training.matches, config.total_images)
+    return training, played
+
+
+# --- rules --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_learning_rate_follows_its_schedule(schedule: str, make_config: MakeConfig, make_training: MakeTraining) -> None:
+    training = make_training(make_config(learning_rate=0.01, learning_rate_schedule=schedule, total_images=160))
+    optimizer = training.matches["main"].generator_optimizer
+    rates = []
+    while training.images < 160:
+        training.step()
+        rates.append(optimizer.param_groups[0]["lr"] / 0.01)
+    wanted = {
+        "constant": [1.0] * 8,
+        "linear": [1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25],
+        "cosine": [0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(8)],
+    }
+    assert rates == pytest.approx(wanted[schedule])
+
+
+def test_the_scores_before_and_after_a_step_differ_and_measuring_changes_nothing(
+    make_config: MakeConfig, make_training: MakeTraining
+) -> None:
+    training = make_training(make_config(architecture="dcgan", learning_rate=0.05, total_images=METRIC_LINES * 20))
+    training.step()
+    before = dict(flat(training.state_dict()))
+    match = training.matches["main"]
+    after = match.score_after(training._rules)
+    assert dict(flat(training.state_dict())) == before
+    line = training._measure(training.phase)
+    assert line.losses["score_generated_after"] == after["score_generated_after"]
+    assert line.losses["score_generated_after"] > line.losses["score_generated"], "the generator has moved to please"
+    assert 0 < line.losses["probability_generated"] < line.losses["probability_generated_after"] < 1
+
+
+def test_a_penalty_and_augmentation_are_part_of_the_step_and_of_the_resume(make_config: MakeConfig, make_training: MakeTraining) -> None:
+    changes = {"penalty": "gradient-penalty", "diff_augment": ["color", "translation", "cutout"], "spectral_norm": True}
+    config = make_config(architecture="dcgan", checkpoint_images=1, **changes)
+    whole = make_training(config)
+    notebook = run(whole)
+    assert all(line.losses["penalty"] > 0 for line in notebook.metrics)
+    for images in (60, 200):
+        resumed = make_training(config)
+        resumed.load_state_dict(torch.load(io.BytesIO(notebook.checkpoints[images]), weights_only=True))
+        run(resumed)
+        assert bits(resumed) == bits(whole)
+    plain = make_training(make_config(architecture="dcgan"))
+    run(plain)
+    assert bits(plain) != bits(whole)
+
+
+def test_all_that_the_discriminator_sees_is_augmented(make_config: MakeConfig, make_training: MakeTraining) -> None:
+    training = make_training(make_config(diff_augment=["cutout"]))
+    judged: list[Tensor] = []
+    training.matches["main"].game.discriminator.register_forward_pre_hook(lambda _module, inputs: judged.append(inputs[0]))
+    training.step()
+    assert len(judged) == 3
+    for images in judged:
+        assert all((image == 0).sum() >= 16 for image in images), "a quarter of a rectangle of 8 x 8 at least is cut out"
+
+
+def test_a_relativistic_generator_is_shown_the_real_images_too(make_config: MakeConfig, make_training: MakeTraining) -> None:
+    training = make_training(make_config(loss="relativistic"))
+    judged: list[Tensor] = []
+    training.matches["main"].game.discriminator.register_forward_pre_hook(lambda _module, inputs: judged.append(inputs[0]))
+    training.step()
+    assert len(judged) == 4
+    assert torch.equal(judged[3], judged[0])
+
+
+def test_clipped_weights_stay_in_their_cube(make_config: MakeConfig, make_training: MakeTraining) -> None:
+    config = make_config(loss="wasserstein-clip", loss_options={"weight_clip": 0.02}, learning_rate=0.1)
+    training = make_training(config)
+    training.step()
+    largest = max(float(weight.detach().abs().max()) for weight in training.matches["main"].game.discriminator.parameters())
+    assert largest == pytest.approx(0.02)

@@ -322,6 +322,18 @@ def test_bytes_that_are_no_picture_are_refused(data: bytes) -> None:
         read(data)
 
 
+def test_an_axis_that_is_free_stays_as_long_as_the_upright_picture_has_it() -> None:
+    image = random_image(12, 20)
+    assert np.array_equal(read(saved(image), 3, -1, -1), chw(image))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = read(saved(image, exif=exif), 3, -1, -1)
+    assert np.array_equal(turned, chw(image.transpose(Image.Transpose.ROTATE_270)))
+    assert read(saved(image), 1, -1, -1).shape == (1, 12, 20)
+    assert read(saved(image), 3, -1, 10).shape == (3, 12, 10)
+    assert read(saved(image), 3, 6, -1).shape == (3, 6, 20)
+
+
 @pytest.mark.parametrize("form", ["TIFF", "PPM", "ICO", "TGA", "AVIF", "JPEG2000", "PCX"])
 def test_formats_that_are_not_listed_are_refused(form: str) -> None:
     with pytest.raises(PictureError, match="PNG, JPEG, WebP, BMP or GIF"):

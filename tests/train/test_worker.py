@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,12 @@ from torch import Tensor
 from training import catalog, checkpoint, datasets, export
 from training.contract import JobStatus, Manifest, TrainConfig
 from training.datasets import About, Batch
-from training.export import Provenance
+from training.export import HeldOut, Provenance
 from training.files import runs, versions
 from training.files.locks import hold, is_held
-from training.game import DataSpec
-from training.worker import STOPPED, Listener, Places, pick_device, work
+from training.game import DataSpec, Terms
+from training.preparation import Places
+from training.worker import STOPPED, Listener, pick_device, work
 
 MakeConfig = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
@@ -61,7 +62,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, datasets_folder: Path) -> Bench:
-    return Bench(tmp_path / "runs", Places(datasets_folder, (tmp_path / "models",)))
+    return Bench(tmp_path / "runs", Places(datasets_folder, (tmp_path / "models",), tmp_path / "weights"))
 
 
 class Ear(Listener):
@@ -108,9 +109,9 @@ def final_bits(run: Path) -> dict[str, bytes]:
     return found
 
 
-def metrics(run: Path) -> list[tuple[int, object]]:
+def metrics(run: Path) -> list[tuple[int, object, object]]:
     lines = [json.loads(text) for text in (run / runs.METRICS).read_text().splitlines()]
-    return [(line["images"], line["losses"]) for line in lines]
+    return [(line["images"], line["losses"], line["evaluation"]) for line in lines]
 
 
 def samples(run: Path) -> dict[str, bytes]:
@@ -219,7 +220,7 @@ def test_a_run_trains_publishes_and_tells_as_it_goes(bench: Bench, make_config: 
     assert ear.told == [("mine", 0)]
     assert sorted(samples(run)) == ["000000000100.png", "000000000200.png", "000000000240.png"]
     assert sorted(path.name for path in (run / runs.CHECKPOINTS).glob("0*")) == ["000000000200", "000000000240"]
-    assert [images for images, _ in metrics(run)] == list(range(20, 260, 20))
+    assert [images for images, _, _ in metrics(run)] == list(range(20, 260, 20))
     manifest = catalog.find_version("mine", (bench.repository,))
     assert manifest.config == config
     assert manifest.run == status.id
@@ -293,13 +294,15 @@ def test_a_loss_that_is_not_finite_fails_the_run_and_publishes_nothing(bench: Be
 def publish_with_weights(bench: Bench, config: TrainConfig, discriminator_head: float | None = None) -> dict[str, dict[str, Tensor]]:
     """Publish fresh networks as version 1 of the config's name; returns their weights."""
     torch.manual_seed(42)
-    architecture, loss = catalog.build(config)
-    players = architecture.players(architecture.games(SPEC, samplewise_critic=False), data=SPEC, score=loss.score)
+    built = catalog.build(config)
+    architecture = built.architecture
+    players = architecture.players(architecture.games(SPEC, Terms()), data=SPEC, score=built.loss.score)
     if discriminator_head is not None:
         with torch.no_grad():
             list(players["discriminator"].module.parameters())[-2].fill_(discriminator_head)
     provenance = Provenance("by hand", architecture.source, config, datasets.card(config.dataset, bench.places.datasets), {})
-    export.publish(players, provenance, torch.zeros(64, *SPEC.shape), bench.places.repositories)
+    images = HeldOut(torch.zeros(64, *SPEC.shape))
+    export.publish(players, provenance, images, images, bench.places.repositories)
     return {key: {name: value.clone() for name, value in player.module.state_dict().items()} for key, player in players.items()}
 
 
@@ -307,7 +310,7 @@ def test_fine_tuning_starts_from_the_published_weights(bench: Bench, make_config
     weights = publish_with_weights(bench, make_config(name="start"))
     # a step so small that no weight can move shows what it starts from
     values = {"name": "tuned", "initial_model": "start/1", "learning_rate": 1e-30, "ema_halflife_images": 0.0, "total_images": 20}
-    given = TrainConfig.model_validate({"architecture": "mlp", "dataset": "tiny", "batch_size": 20} | values)
+    given = TrainConfig.model_validate({"architecture": "mlp", "dataset": "tiny", "batch_size": 20, "num_evaluated": 0} | values)
     run = bench.create("run", catalog.resolve(given, bench.places.datasets, bench.places.repositories))
     assert bench.work(run)[0] == 0
     tuned = catalog.find_version("tuned", (bench.repository,))
@@ -331,7 +334,7 @@ def test_a_set_of_copies_fails_with_its_sentence(bench: Bench, make_config: Make
     folder = tmp_path / "datasets"
     datasets.write("copies", folder, About((1, 16, 16), "a test", "CC0"), [Batch(np.zeros((200, 1, 16, 16), np.uint8))])
     run = bench.create("run", make_config().model_copy(update={"dataset": "copies"}))
-    assert work(run, Places(folder, bench.places.repositories), CPU) == 1
+    assert work(run, replace(bench.places, datasets=folder), CPU) == 1
     assert "all of them are held out, because they are copies" in runs.read_status(run).message
 
 
@@ -353,3 +356,64 @@ def test_a_stop_is_asked_of_the_process_only_while_it_trains(bench: Bench, make_
 def test_the_device_is_picked_by_name() -> None:
     assert pick_device("cpu") == CPU
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# --- the best state -----------------------------------------------------------------------------------------------------------
+
+
+def evaluations(run: Path) -> dict[int, dict[str, float]]:
+    return {line.images: line.evaluation for line in runs.read_metrics(run) if line.evaluation}
+
+
+def test_the_state_that_was_evaluated_best_is_published_and_not_the_last(bench: Bench, make_config: MakeConfig) -> None:
+    config = make_config(architecture="dcgan", name="mine", num_evaluated=12, evaluation_images=60, learning_rate=0.05, seed=2)
+    run = bench.create("run", config)
+    code, status = bench.work(run)
+    assert (code, status.progress.images) == (0, 240)
+    kid = {images: values["kid_efficientnet_lite0"] for images, values in evaluations(run).items()}
+    assert list(kid) == [60, 120, 180, 240]
+    best = min(kid, key=kid.__getitem__)
+    assert best != 240, "else this test says nothing"
+    manifest = catalog.find_version("mine", (bench.repository,))
+    assert manifest.metrics["images"] == best
+    assert manifest.metrics["kid_efficientnet_lite0"] == pytest.approx(kid[best], abs=1e-9)
+    assert {"fd_efficientnet_lite0", "precision_efficientnet_lite0", "coverage_efficientnet_lite0"} <= set(manifest.metrics)
+    average = checkpoint.load(run / runs.BEST, best, CPU)["matches"]["main"]["average"]
+    weights = published(bench, "mine", 1)
+    assert all(torch.equal(value, average[name]) for name, value in weights.items())
+    assert set(status.progress.evaluation) == set(evaluations(run)[240])
+    assert f"publishing the best state, of {best} images" in (run / runs.LOG).read_text()
+
+
+def test_a_run_killed_anywhere_publishes_the_same_best_state(bench: Bench, make_config: MakeConfig) -> None:
+    config = make_config(name="mine", num_evaluated=8, evaluation_images=40, checkpoint_images=60, learning_rate=0.05)
+    whole = bench.create("whole", config)
+    bench.work(whole)
+
+    class Killed(BaseException):
+        pass
+
+    resumed = bench.create("resumed", config)
+    save = checkpoint.save
+    for images in (40, 120, 160, 240):  # right after a best state or a checkpoint became visible, before anything else
+
+        def save_and_die(folder: Path, at: int, state: dict[str, object], images: int = images) -> None:
+            save(folder, at, state)
+            if at >= images:
+                raise Killed
+
+        with pytest.MonkeyPatch.context() as patched, suppress(Killed):
+            patched.setattr(checkpoint, "save", save_and_die)
+            bench.work(resumed)
+    assert bench.work(resumed)[0] == 0
+    assert evaluations(resumed) == evaluations(whole)
+    first, second = published(bench, "mine", 1), published(bench, "mine", 2)
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_without_evaluation_the_last_state_is_published(bench: Bench, make_config: MakeConfig) -> None:
+    run = bench.create("run", make_config(name="mine", num_evaluated=0))
+    bench.work(run)
+    assert evaluations(run) == {}
+    assert list((run / runs.BEST).iterdir()) == []
+    assert catalog.find_version("mine", (bench.repository,)).metrics["images"] == 240

@@ -5,13 +5,25 @@ normal in place of uniform latents; the discriminator's head is a convolution to
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from training.game import Architecture, DataSpec, Game, Player, UnsuitableDataError, latent_game, latent_players
+from training.game import (
+    Architecture,
+    DataSpec,
+    Game,
+    Norm,
+    Player,
+    ScoreKind,
+    Terms,
+    UnsuitableDataError,
+    latent_game,
+    latent_players,
+)
+from training.layers import initialise_normal, norm2d
 
 # image size -> (first size, number of doublings)
 STAGES = {16: (4, 2), 28: (7, 2), 32: (4, 3), 64: (4, 4), 128: (4, 5)}
@@ -30,7 +42,7 @@ class Generator(nn.Module):
             wide //= 2
         layers += [nn.BatchNorm2d(wide), nn.ReLU(inplace=True), nn.ConvTranspose2d(wide, channels, 4, 2, 1), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
-        self.apply(initialise)
+        self.apply(initialise_normal)
 
     def forward(self, latent: Tensor) -> Tensor:
         image: Tensor = self.layers(latent)
@@ -40,32 +52,18 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """image (N, C, S, S) in [-1, 1] -> logit (N,): strided convolutions with LeakyReLU 0.2, norm in all but the first and the last."""
 
-    def __init__(self, width: int, channels: int, size: int, *, batch_norm: bool) -> None:
+    def __init__(self, width: int, channels: int, size: int, norm: Norm) -> None:
         super().__init__()
         first_size, num_halvings = STAGES[size]
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
         for _ in range(num_halvings - 1):
-            # a group of all channels normalises each image by itself, which a samplewise critic may do
-            norm = nn.BatchNorm2d(2 * width) if batch_norm else nn.GroupNorm(1, 2 * width)
-            layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False), norm, nn.LeakyReLU(0.2, inplace=True)]
+            layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=norm == "none"), norm2d(norm, 2 * width), nn.LeakyReLU(0.2, inplace=True)]
             width *= 2
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, 1, first_size))
-        self.apply(initialise)
+        self.apply(initialise_normal)
 
     def forward(self, image: Tensor) -> Tensor:
         return torch.flatten(self.layers(image))  # (N, 1, 1, 1) -> (N,)
-
-
-def initialise(module: nn.Module) -> None:
-    """Convolutions N(0, 0.02), norms N(1, 0.02), biases 0 (section 4 of the paper; the norms as in the authors' code)."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
-        nn.init.normal_(module.weight, 1.0, 0.02)
-    else:
-        return
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
 
 
 class Dcgan(Architecture):
@@ -90,11 +88,11 @@ class Dcgan(Architecture):
                 " add the data set again with --size"
             )
 
-    def games(self, data: DataSpec, *, samplewise_critic: bool) -> dict[str, Game]:
+    def games(self, data: DataSpec, terms: Terms) -> dict[str, Game]:
         channels, size, _ = data.shape
         generator = Generator(self.latent_size, self.generator_width, channels, size)
-        discriminator = Discriminator(self.discriminator_width, channels, size, batch_norm=not samplewise_critic)
+        discriminator = Discriminator(self.discriminator_width, channels, size, terms.norm)
         return {"main": latent_game(generator, discriminator, self.latent_size)}
 
-    def players(self, games: Mapping[str, Game], *, data: DataSpec, score: Literal["logit", "critic"]) -> dict[str, Player]:
+    def players(self, games: Mapping[str, Game], *, data: DataSpec, score: ScoreKind) -> dict[str, Player]:
         return latent_players(games["main"], self.latent_size, data.shape, score)

@@ -5,13 +5,13 @@ normal in place of uniform latents, Adam in place of momentum, as the field has 
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from training.game import Architecture, DataSpec, Game, Player, latent_game, latent_players
+from training.game import Architecture, DataSpec, Game, Player, ScoreKind, Terms, latent_game, latent_players
 
 Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=16384)], ...], Field(strict=False, min_length=1, max_length=8)]
 
@@ -57,10 +57,10 @@ class Mlp(Architecture):
     discriminator_widths: Widths = Field(default=(256, 128, 64), description="Hidden layers of the discriminator, from the pixels on.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.3, description="Dropout after each hidden layer of the discriminator.")
 
-    def games(self, data: DataSpec, *, samplewise_critic: bool) -> dict[str, Game]:
+    def games(self, data: DataSpec, terms: Terms) -> dict[str, Game]:
         generator = Generator(self.latent_size, self.generator_widths, data.shape)
         discriminator = Discriminator(self.discriminator_widths, self.dropout, data.shape)
         return {"main": latent_game(generator, discriminator, self.latent_size)}
 
-    def players(self, games: Mapping[str, Game], *, data: DataSpec, score: Literal["logit", "critic"]) -> dict[str, Player]:
+    def players(self, games: Mapping[str, Game], *, data: DataSpec, score: ScoreKind) -> dict[str, Player]:
         return latent_players(games["main"], self.latent_size, data.shape, score)

@@ -7,7 +7,7 @@ The steps, in order:
 4. laid over white where it is transparent;
 5. converted to grey (ITU-R 601 luma) or to RGB;
 6. cropped at its centre to the wanted proportions, and resized with an antialiasing Lanczos filter; a picture of the right size is not
-   resampled.
+   resampled, nor is one that may keep its own.
 """
 
 import struct
@@ -63,7 +63,7 @@ def read_picture(file: BinaryIO, shape: tuple[int, int, int]) -> NDArray[np.uint
     """The pixels of a picture file, by the steps at the head of this module.
 
     Args:
-        shape: (channels, height, width) that is wanted; channels is 1 or 3.
+        shape: (channels, height, width) that is wanted; channels is 1 or 3, and an axis of -1 stays as long as the picture has it.
 
     Returns:
         uint8, of that shape, writable.
@@ -75,8 +75,9 @@ def read_picture(file: BinaryIO, shape: tuple[int, int, int]) -> NDArray[np.uint
     try:
         image = _upright(_decode(file))
         image = _over_white(_to_8_bits(image)).convert("L" if channels == 1 else "RGB")
-        if image.size != (width, height):
-            image = ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
+        size = (image.width if width == -1 else width, image.height if height == -1 else height)
+        if image.size != size:
+            image = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
     except PictureError:
         raise
     except _DECODER_ERRORS as error:

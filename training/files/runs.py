@@ -5,6 +5,7 @@
     metrics.jsonl  one Metrics a line
     samples/       grids of the fixed latents, <images>.png
     checkpoints/   the last two, <images>/
+    best/          the state that was evaluated best, and the one before it, <images>/
     log.txt        what the worker said
     lock           held by the worker as long as it lives
     cancel         there once someone has asked the run to end
@@ -22,7 +23,7 @@ from training.files.directories import commit, staging, write_atomically
 
 CONFIG, STATUS, METRICS, LOG = "config.json", "status.json", "metrics.jsonl", "log.txt"
 CANCEL, STOP = "cancel", "stop"
-CHECKPOINTS, SAMPLES = "checkpoints", "samples"
+CHECKPOINTS, BEST, SAMPLES = "checkpoints", "best", "samples"
 
 
 def new_id() -> str:
@@ -49,6 +50,7 @@ def create(folder: Path, config: TrainConfig, id: str) -> JobStatus:
         (staged / LOG).touch()
         (staged / SAMPLES).mkdir()
         (staged / CHECKPOINTS).mkdir()
+        (staged / BEST).mkdir()
         commit(staged, folder)
     return status
 
@@ -103,10 +105,10 @@ def is_stop_asked(folder: Path) -> bool:
     return (folder / STOP).exists()
 
 
-def last_metrics(folder: Path) -> Metrics | None:
-    """The newest whole line of metrics."""
-    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-    return Metrics.model_validate_json(lines[-1]) if lines else None
+def read_metrics(folder: Path) -> list[Metrics]:
+    """All whole lines of metrics, oldest first."""
+    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
+    return [Metrics.model_validate_json(line) for line in lines if line.endswith("\n")]
 
 
 def checkpoint_images(folder: Path) -> int:

@@ -1,0 +1,126 @@
+"""What a run is judged by: generated images against held-out ones, in features, or pixel by pixel where each has its own target."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.contract import TrainConfig, UserError
+from training.export import HeldOut
+from training.features.extractors import ClassifierFeatures, FeatureExtractor, feature_extractor
+from training.metrics import (
+    SSIM_WINDOW,
+    FeatureStatistics,
+    density_coverage,
+    frechet_distance,
+    kernel_distance,
+    mode_histogram,
+    precision_recall,
+    psnr,
+    ssim,
+)
+
+FEWEST = 6  # images of each kind: every one has five neighbours
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Judges one run. What is computed of the held-out images alone is computed once.
+
+    Where each image has its own target (the held-out images have a baseline), PSNR decides which state is best; else KID does.
+    """
+
+    held_out: HeldOut  # as many images as are generated, in their order
+    extractor: FeatureExtractor
+
+    @classmethod
+    def of(cls, config: TrainConfig, held_out: HeldOut, weights: Path, device: torch.device) -> "Evaluator":
+        """For `config.num_evaluated` of the held-out images at most.
+
+        Args:
+            weights: the folder of weights files that were put there by hand.
+
+        Raises:
+            UserError: the config's extractor is unknown or its weights are not to be had, or there are too few images to compare.
+        """
+        some = held_out.some(config.num_evaluated)
+        if len(some.images) < FEWEST:
+            raise UserError(
+                f"{len(some.images)} images are too few to be evaluated: give num_evaluated {FEWEST} at least, or 0 for no evaluation"
+            )
+        return cls(some, feature_extractor(config.extractor, weights, device))
+
+    def quick(self, generated: Tensor) -> dict[str, float]:
+        """What is cheap enough to be asked for often.
+
+        Args:
+            generated: (N, C, H, W) in [-1, 1], an image for each of `held_out`.
+        """
+        return self._of_features(self.extractor(generated)) if self._baseline is None else self._of_pairs(generated)
+
+    def thorough(self, generated: Tensor) -> dict[str, float]:
+        """Everything, for the end of a run; see `quick`."""
+        features = self.extractor(generated)
+        suffix = self.extractor.suffix
+        manifold = precision_recall(self._real, features)._asdict() | density_coverage(self._real, features)._asdict()
+        values = self._of_features(features) | {f"{name}_{suffix}": value for name, value in manifold.items()} | self._of_modes(features)
+        return values if self._baseline is None else values | self._of_pairs(generated)
+
+    def chosen_by(self, values: dict[str, float]) -> float:
+        """The one value by which states are compared."""
+        return values[f"kid_{self.extractor.suffix}" if self._baseline is None else "psnr"]
+
+    def is_better(self, value: float, than: float) -> bool:
+        """Whether a state of this value should be published rather than that of the other."""
+        return value < than if self._baseline is None else value > than
+
+    @property
+    def _baseline(self) -> Tensor | None:
+        return self.held_out.given.baseline
+
+    @cached_property
+    def _real(self) -> Tensor:
+        return self.extractor(self.held_out.images)
+
+    @cached_property
+    def _real_statistics(self) -> FeatureStatistics:
+        return FeatureStatistics.of(self._real)
+
+    @cached_property
+    def _baseline_values(self) -> dict[str, float]:
+        """Of what a user would have without the model."""
+        if self._baseline is None:
+            return {}
+        return {f"{name}_baseline": value for name, value in self._pixelwise(self._baseline).items()}
+
+    def _of_features(self, features: Tensor) -> dict[str, float]:
+        suffix = self.extractor.suffix
+        kernel = kernel_distance(self._real, features)
+        return {
+            f"kid_{suffix}": kernel.value,
+            f"kid_{suffix}_low": kernel.low,
+            f"kid_{suffix}_high": kernel.high,
+            self.extractor.frechet: frechet_distance(self._real_statistics, FeatureStatistics.of(features)),
+        }
+
+    def _of_modes(self, features: Tensor) -> dict[str, float]:
+        """Where the extractor is a classifier: how many classes are made, and how unlike the held-out images' their shares are."""
+        if not isinstance(self.extractor.network, ClassifierFeatures):
+            return {}
+        named, real = self.extractor.network.classes(features), self.extractor.network.classes(self._real)
+        found = mode_histogram(named, torch.bincount(real, minlength=self.extractor.network.num_classes))
+        values = {"modes": float(found.num_modes), "mode_divergence": found.divergence}
+        return {f"{name}_{self.extractor.suffix}": value for name, value in values.items() if math.isfinite(value)}
+
+    def _of_pairs(self, generated: Tensor) -> dict[str, float]:
+        return self._pixelwise(generated) | self._baseline_values
+
+    def _pixelwise(self, images: Tensor) -> dict[str, float]:
+        targets = self.held_out.images
+        values = {"psnr": psnr(images, targets)}
+        if min(targets.shape[-2:]) >= SSIM_WINDOW:
+            values["ssim"] = ssim(images, targets)
+        return values

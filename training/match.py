@@ -1,0 +1,197 @@
+"""One game in training: its networks, the generator's moving average, an optimiser for each side, and how a step of it is played.
+
+The generator runs once for the last discriminator step and its own: the same images are judged, then improved.
+"""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from training.augment import augment
+from training.contract import OptimizerConfig, TrainConfig
+from training.game import Game, Round, Tensors
+from training.layers import add_spectral_norm
+from training.losses import AdversarialLoss
+from training.penalties import Penalty
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What holds in every game of a run."""
+
+    loss: AdversarialLoss
+    penalties: tuple[Penalty, ...] = ()
+    augmentations: tuple[str, ...] = ()
+    critic_steps: int = 1
+
+    @classmethod
+    def of(cls, config: TrainConfig, loss: AdversarialLoss, penalty: Penalty | None) -> "Rules":
+        penalties = tuple(each for each in (loss.penalty(), penalty) if each is not None)
+        return cls(loss, penalties, config.diff_augment, config.critic_steps)
+
+
+Next = Callable[[], Tensors]  # the next batch of real data
+
+
+@dataclass
+class Match:
+    """One game in training. `last` is the round that its generator moved in last."""
+
+    game: Game
+    average: nn.Module
+    generator_optimizer: Optimizer
+    discriminator_optimizer: Optimizer
+    last: Round | None = None
+
+    @classmethod
+    def of(cls, game: Game, config: TrainConfig, device: torch.device) -> "Match":
+        if config.spectral_norm:
+            add_spectral_norm(game.discriminator)
+        game.generator.to(device).train()
+        game.discriminator.to(device).train()
+        average = deepcopy(game.generator).eval().requires_grad_(False)
+        return cls(game, average, _adam(game.generator, config.generator), _adam(game.discriminator, config.discriminator))
+
+    @property
+    def averaged_game(self) -> Game:
+        """The game as it is served: the generator's moving average against the discriminator."""
+        return replace(self.game, generator=self.average)
+
+    def end(self) -> None:
+        """Hold the generator still as its moving average: what later games build on is what is served."""
+        self.game.generator.load_state_dict(self.average.state_dict())
+        self.hold_still()
+
+    def hold_still(self) -> None:
+        self.game.generator.eval().requires_grad_(False)
+
+    def set_learning_rates(self, config: TrainConfig, factor: float) -> None:
+        for optimizer, settings in ((self.generator_optimizer, config.generator), (self.discriminator_optimizer, config.discriminator)):
+            for group in optimizer.param_groups:
+                group["lr"] = factor * _rate(settings)
+
+    # --- a step ---
+
+    def warm_up(self, batch: Next, random: torch.Generator) -> dict[str, Tensor]:
+        """Move the generator by what it warms up by; the term that moved it, a detached scalar."""
+        assert self.game.warmup is not None, "a game that warms up says by what"
+        dealt = self.game.deal(batch(), random)
+        loss = self.game.warmup(self.game.generator(**dealt.inputs), dealt)
+        _descend(self.generator_optimizer, loss)
+        return {"warmup_loss": loss.detach()}
+
+    def play(self, rules: Rules, batch: Next, random: torch.Generator) -> dict[str, Tensor]:
+        """Show `critic_steps` fresh batches to the discriminator, then move the generator once; terms as detached scalars."""
+        terms: dict[str, Tensor] = {}
+        for critic_step in range(rules.critic_steps):
+            dealt = self.game.deal(batch(), random)
+            with torch.set_grad_enabled(critic_step == rules.critic_steps - 1):
+                generated = self.game.generator(**dealt.inputs)
+            terms |= self._move_discriminator(rules, dealt, generated.detach(), random)
+        terms |= self._move_generator(rules, dealt, generated, random)
+        self.last = dealt
+        return {name: value.detach() for name, value in terms.items()}
+
+    def _move_discriminator(self, rules: Rules, dealt: Round, generated: Tensor, random: torch.Generator) -> dict[str, Tensor]:
+        discriminate = self._judge(rules, dealt, random)
+        # real and generated images go through apart: together, batch norm would tell the one from the other
+        real, fake = discriminate(dealt.target), discriminate(generated)
+        loss = rules.loss.discriminator(real, fake)
+        terms = {"discriminator_loss": loss, "score_real": real.mean()}
+        if rules.loss.score == "logit":
+            terms["probability_real"] = real.sigmoid().mean()
+        if rules.penalties:
+            terms["penalty"] = torch.stack([each(discriminate, dealt.target, generated, random) for each in rules.penalties]).sum()
+            loss = loss + terms["penalty"]
+        _descend(self.discriminator_optimizer, loss)
+        rules.loss.constrain(self.game.discriminator)
+        return terms
+
+    def _move_generator(self, rules: Rules, dealt: Round, generated: Tensor, random: torch.Generator) -> dict[str, Tensor]:
+        game, discriminate = self.game, self._judge(rules, dealt, random)
+        game.discriminator.requires_grad_(False)  # its weights need no gradient of the generator's loss
+        fake = discriminate(generated)
+        with torch.no_grad():
+            real = discriminate(dealt.target) if rules.loss.needs_real else fake
+        loss = rules.loss.generator(real, fake)
+        terms = {"generator_loss": loss, "score_generated": fake.mean()}
+        if rules.loss.score == "logit":
+            terms["probability_generated"] = fake.sigmoid().mean()
+        if game.reconstruction is not None:
+            terms["reconstruction_loss"] = game.reconstruction(generated, dealt)
+            loss = game.adversarial_weight * loss + terms["reconstruction_loss"]
+        _descend(self.generator_optimizer, loss)
+        game.discriminator.requires_grad_(True)
+        return terms
+
+    def _judge(self, rules: Rules, dealt: Round, random: torch.Generator) -> Callable[[Tensor], Tensor]:
+        def discriminate(images: Tensor) -> Tensor:
+            seen = augment(images, rules.augmentations, random) if rules.augmentations else images
+            scores: Tensor = self.game.discriminator(seen, **dealt.condition)
+            return scores
+
+        return discriminate
+
+    @torch.no_grad()
+    def score_after(self, rules: Rules) -> dict[str, float]:
+        """What the discriminator says of the last round's images now that the generator has moved; no state is changed."""
+        if self.last is None:
+            return {}
+        device = self.last.target.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            generator, discriminator = deepcopy((self.game.generator, self.game.discriminator))  # statistics of norms move too
+            scores = discriminator(generator(**self.last.inputs), **self.last.condition)
+        after = {"score_generated_after": float(scores.mean())}
+        return after | ({"probability_generated_after": float(scores.sigmoid().mean())} if rules.loss.score == "logit" else {})
+
+    # --- state ---
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self._parts()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self._parts():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> Iterator[tuple[str, nn.Module | Optimizer]]:
+        yield "generator", self.game.generator
+        yield "discriminator", self.game.discriminator
+        yield "average", self.average
+        yield "generator_optimizer", self.generator_optimizer
+        yield "discriminator_optimizer", self.discriminator_optimizer
+
+
+def _adam(module: nn.Module, config: OptimizerConfig) -> Adam:
+    assert config.betas is not None, "the config is resolved before it is run"
+    return Adam(module.parameters(), lr=_rate(config), betas=config.betas, fused=True)
+
+
+def _rate(config: OptimizerConfig) -> float:
+    assert config.learning_rate is not None, "the config is resolved before it is run"
+    return config.learning_rate
+
+
+def _descend(optimizer: Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+@torch.no_grad()
+def move_average(average: nn.Module, current: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * current, for weights and for the statistics of batch norm; counters are copied.
+
+    Weights without their statistics would give images that no network ever made.
+    """
+    old = [*average.parameters(), *average.buffers()]
+    new = [*current.parameters(), *current.buffers()]
+    pairs = [(a, b) for a, b in zip(old, new, strict=True) if a.is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - decay)
+    for a, b in zip(old, new, strict=True):
+        if not a.is_floating_point():
+            a.copy_(b)

@@ -1,0 +1,130 @@
+"""From a resolved config to networks, data and optimisers, ready to train or to go on."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training import catalog
+from training.contract import Manifest, TrainConfig, UserError
+from training.data import Batches, evenly, rows_of, split
+from training.datasets import Dataset
+from training.export import MAX_SCORED, NUM_SAMPLES, ExportError, HeldOut, published_weights, script
+from training.files import versions
+from training.game import Architecture, DataSpec, Player, Terms
+from training.loop import Training
+from training.match import Match, Rules
+
+NUM_FITTED = 2000  # images that data-dependent constants are measured on
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run finds its data and leaves its model; the first repository is written to.
+
+    weights: files of pretrained networks that were put there by hand, `vgg19.pth` say.
+    """
+
+    datasets: Path
+    repositories: tuple[Path, ...]
+    weights: Path
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run ready to begin. The players are those of the moving averages, which go on with the training.
+
+    held_out: real images that are never trained on, for evaluation and the score reference.
+    examples: some of them, for the grids of samples.
+    """
+
+    architecture: Architecture
+    dataset: Dataset
+    training: Training
+    players: dict[str, Player]
+    held_out: HeldOut
+    examples: HeldOut
+
+
+def prepare(config: TrainConfig, dataset: Dataset, places: Places, device: torch.device) -> Prepared:
+    """Networks, data and optimisers as the config says, before the first step.
+
+    Raises:
+        UserError: the config cannot be run here, or its networks cannot be exported; better said now than after a day.
+    """
+    torch.manual_seed(config.seed)
+    combination = catalog.build(config)
+    architecture, score = combination.architecture, combination.loss.score
+    parts = split(dataset, config.num_held_out(dataset.card.num_images))
+    spec = DataSpec.of(dataset.card)
+    games = architecture.games(spec, Terms(combination.norm, places.weights))
+    architecture.fit(games, rows_of(dataset, evenly(parts.train, NUM_FITTED))["image"])
+    players = architecture.players(games, data=spec, score=score)
+    if config.initial_model is not None:
+        _start_from(config.initial_model, players, places)
+    for name, player in players.items():
+        script(name, player)
+    matches = {key: Match.of(game, config, device) for key, game in games.items()}
+    _check_long_enough(config, matches)
+    batches = Batches(dataset, parts.train, config.batch_size, torch.Generator().manual_seed(config.seed + 1), device)
+    rules = Rules.of(config, combination.loss, combination.penalty)
+    training = Training(matches, rules, batches, config, torch.Generator(device).manual_seed(config.seed + 2))
+    averaged = {key: match.averaged_game for key, match in matches.items()}
+    _log.info(
+        "training %s on %s: %s images of %s, %s held out, on %s with %s threads",
+        config.architecture,
+        config.dataset,
+        f"{len(parts.train):,}",
+        "x".join(map(str, spec.shape)),
+        f"{len(parts.held_out):,}",
+        device,
+        torch.get_num_threads(),
+    )
+    return Prepared(
+        architecture,
+        dataset,
+        training,
+        architecture.players(averaged, data=spec, score=score),
+        _held_out(architecture, dataset, evenly(parts.held_out, max(MAX_SCORED, config.num_evaluated))),
+        _held_out(architecture, dataset, _examples(dataset, parts.held_out)),
+    )
+
+
+def _held_out(architecture: Architecture, dataset: Dataset, rows: Tensor) -> HeldOut:
+    batch = rows_of(dataset, rows)
+    return HeldOut(batch["image"], architecture.given(batch))
+
+
+def _examples(dataset: Dataset, rows: Tensor) -> Tensor:
+    """Rows for a grid: evenly spaced, and class by class where there are classes."""
+    if dataset.labels is not None:
+        labels = torch.from_numpy(dataset.labels[rows.numpy()])
+        rows = rows[labels.argsort(stable=True)]
+    return evenly(rows, NUM_SAMPLES)
+
+
+def _check_long_enough(config: TrainConfig, matches: dict[str, Match]) -> None:
+    step = config.batch_size * config.critic_steps
+    smallest = min(match.game.share for match in matches.values()) / sum(match.game.share for match in matches.values())
+    if len(matches) > 1 and smallest * config.total_images < 2 * step:
+        raise UserError(
+            f"{config.architecture} plays {len(matches)} games one after the other, and {config.total_images:,} total_images leave less"
+            f" than two steps of {step} for one of them; give at least {-(-2 * step // smallest):,.0f}"
+        )
+
+
+def _start_from(reference: str, players: dict[str, Player], places: Places) -> None:
+    """Copy a published version's weights into fresh networks."""
+    folder = versions.find(reference, places.repositories)
+    manifest = Manifest.model_validate_json((folder / versions.MANIFEST).read_bytes())
+    for name in ("generator", "discriminator"):
+        if name not in players:
+            continue
+        try:
+            players[name].module.load_state_dict(published_weights(manifest, folder, name))
+        except RuntimeError as error:
+            raise ExportError(f"{reference} does not fit this config: {error}") from error
+    _log.info("starting from %s", reference)
