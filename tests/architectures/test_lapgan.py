@@ -94,6 +94,10 @@ def test_there_is_a_game_for_every_size_from_the_smallest_on(height: int, width:
         assert game.discriminator(dealt.target, **dealt.condition).shape == (8,)
 
 
+def test_every_level_is_shown_half_as_many_images_as_the_one_before() -> None:
+    assert [game.share for game in tiny_games().values()] == [4, 2, 1]
+
+
 def test_it_has_the_layers_that_it_is_known_for() -> None:
     first, *_, last = Lapgan().games(COLOUR, Terms()).values()
     sizes = [
@@ -147,6 +151,13 @@ def test_a_level_adds_detail_and_leaves_the_coarse_image_as_it_is() -> None:
     generated = games["level-32"].generator(latent=dealt.inputs["latent"], coarse=coarse)
     assert torch.allclose(halve(generated), coarse, atol=1e-6)
     assert detail(generated).abs().max() > 0.01
+
+
+def test_no_level_leaves_the_range_of_images() -> None:
+    generator = tiny_games()["level-32"].generator
+    generator.get_buffer("deviation").fill_(100.0)
+    generated = generator(latent=torch.randn(4, 1024), coarse=torch.ones(4, 3, 16, 16))
+    assert generated.abs().max() == 1
 
 
 def test_every_value_of_the_noise_counts() -> None:

@@ -59,7 +59,7 @@ def test_efficientnet_knows_what_it_was_trained_on(efficientnet: EfficientNetLit
     """The same network named photographs rightly: a cat 285, 282, 281; a cup of coffee 967; a rocket 657."""
     named = efficientnet(scene(224)).softmax(1)[0]
     assert int(named.argmax()) == 920  # traffic light
-    assert float(named[920]) == pytest.approx(0.431, abs=0.005)  # symmetric padding, or another epsilon, makes it another
+    assert float(named[920]) == pytest.approx(0.431, abs=0.001)  # another padding, epsilon or range makes it another
 
 
 def test_efficientnets_stages_halve_and_let_gradients_through(efficientnet: EfficientNetLite0) -> None:
@@ -85,7 +85,7 @@ def test_vgg19_is_read_from_torchvisions_layout_and_computes_what_torchvisions_d
     torch.manual_seed(0)
     with torch.device("meta"):  # the classifier is 500 MB
         names = torchvision.models.vgg19(weights=None).state_dict()
-    theirs = torchvision.models.vgg19(weights=None, num_classes=1, init_weights=False).features[:35].eval()
+    theirs = torchvision.models.vgg19(weights=None, num_classes=1).features[:35].eval()
     saved = {f"features.{name}": value for name, value in theirs.state_dict().items()}
     assert [name for name in names if name.startswith("features.")] == list(saved)
     torch.save(saved | {"classifier.0.weight": torch.zeros(1)}, tmp_path / VGG_FILE)
@@ -94,7 +94,7 @@ def test_vgg19_is_read_from_torchvisions_layout_and_computes_what_torchvisions_d
     found = VGG19.from_weights(tmp_path)(images)
     assert found.shape == (1, LAYERS[-1], 1, 2)
     assert (found < 0).any()  # before the activation
-    assert torch.allclose(found, theirs(normalised), rtol=1e-4, atol=1e-7)
+    assert torch.allclose(found, theirs(normalised), rtol=1e-4, atol=1e-4 * float(found.std()))
 
 
 def test_vgg19_without_its_file_says_what_to_put_where(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def change_width(width_in: int, width_out: int) -> list[nn.Module]:
 class R3gan(Architecture):
     """Residual networks without norms under a relativistic loss, for square images of 16, 28, 32, 64, 128 or 256 pixels.
 
-    The recipe is for the preset that is the default: so small a network learns five times as fast as the paper's allow.
+    The recipe is for the preset that is the default: so small a network takes five times the paper's learning rate.
     """
 
     key: ClassVar[str] = "r3gan"

@@ -1,5 +1,6 @@
 """Feature extractors by name. What is measured with one is named after it, since no other's numbers compare."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,8 @@ class EfficientNetFeatures(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         size = (EFFICIENTNET_SIZE, EFFICIENTNET_SIZE)
         resized = F.interpolate(images.expand(-1, 3, -1, -1), size, mode="bicubic", antialias=True, align_corners=False)
-        return F.normalize(self.network.pooled(resized.clamp(-1, 1))) * NUM_EFFICIENTNET_FEATURES**0.5
+        scaled: Tensor = F.normalize(self.network.pooled(resized.clamp(-1, 1))) * math.sqrt(NUM_EFFICIENTNET_FEATURES)
+        return scaled
 
 
 class ClassifierFeatures(nn.Module):
