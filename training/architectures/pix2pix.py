@@ -175,7 +175,7 @@ class Pix2pix(Architecture):
             )
         if {source_channels, channels} - {1, 3}:
             raise UnsuitableDataError(
-                f"pix2pix takes and makes images of 1 or 3 channels, and these sources have {source_channels}, their images {channels};"
+                f"pix2pix takes and makes images of 1 or 3 channels, and these images have {channels}, their sources {source_channels};"
                 " add the set again"
             )
 
