@@ -34,20 +34,21 @@ SETS = {
         " black, a folder a class: `ganserve datasets add dungeon-32 FOLDER --size 32`"
     ),
     "avatars-64": (
-        "10,000 avatars of DiceBear's style pixel-art (CC0 1.0), one a seed, drawn at 64x64: `ganserve datasets add avatars-64 FOLDER --size 64`"
+        "10,000 avatars of DiceBear's style pixel-art (CC0 1.0), one a seed, drawn at 64x64:"
+        " `ganserve datasets add avatars-64 FOLDER --size 64`"
     ),
     "emoji-pairs-64": (
         "1,594 emoji of Fluent Emoji (MIT), high contrast and flat, drawn at 64x64 into `source` and `target`:"
         " `ganserve datasets add emoji-pairs-64 FOLDER --pairs --size 64`"
     ),
     "photographs-96": (
-        "27 photographs out of Debian's lomiri-wallpapers-16.04, mate-backgrounds (nature) and plasma-workspace-wallpapers, halved until they"
-        " have less than two megapixels, in 2,701 tiles: `ganserve datasets add photographs-96 FOLDER --tiles --size 96`; photographs are held"
-        " out whole"
+        "27 photographs out of Debian's lomiri-wallpapers-16.04, mate-backgrounds (nature) and plasma-workspace-wallpapers, halved until"
+        " they have less than two megapixels, in 2,701 tiles; photographs are held out whole:"
+        " `ganserve datasets add photographs-96 FOLDER --tiles --size 96`"
     ),
 }
 
-_ALTERNATING = {"recipe": False}  # nothing but the general defaults, which are DCGAN's: Adam 2e-4 (0.5, 0.999), non-saturating
+_PLAIN = {"recipe": False}  # nothing but the general defaults, which are DCGAN's: Adam 2e-4 (0.5, 0.999), non-saturating
 
 ROWS = (
     Row(
@@ -88,6 +89,38 @@ ROWS = (
         num_seeds=3,
         extractor="digits-classifier",
         classifier="digits-classifier",
-        plain={**_ALTERNATING, "options": {"conditioning": "embedding", "discriminator": "concatenation"}},
+        plain={**_PLAIN, "options": {"conditioning": "embedding", "discriminator": "concatenation"}},
     ),
+    Row(
+        "cgan on fashion",
+        "cgan",
+        "fashion-mnist",
+        200_000,
+        num_seeds=3,
+        extractor="fashion-classifier",
+        classifier="fashion-classifier",
+        plain={**_PLAIN, "options": {"conditioning": "embedding", "discriminator": "concatenation"}},
+    ),
+    Row("cifar on dungeon tiles", "cifar", "dungeon-32", 100_000, plain=_PLAIN),
+    Row("lapgan on dungeon tiles", "lapgan", "dungeon-32", 150_000, plain={**_PLAIN, "options": {"generated_share": 0.0}}),
+    Row("r3gan on dungeon tiles", "r3gan", "dungeon-32", 60_000, plain=_PLAIN),
+    Row(
+        "dcgan on avatars",
+        "dcgan",
+        "avatars-64",
+        40_000,
+        ours={"options": {"generator_width": 32, "discriminator_width": 32}},
+        plain={"options": {"generator_width": 32, "discriminator_width": 32}},
+    ),
+    Row("lapgan on avatars", "lapgan", "avatars-64", 100_000, plain={**_PLAIN, "options": {"generated_share": 0.0}}),
+    Row("pix2pix on emoji", "pix2pix", "emoji-pairs-64", 60_000, plain={"learning_rate_schedule": "constant"}),
+    Row(
+        "srgan pixels alone on photographs",
+        "srgan",
+        "photographs-96",
+        100_000,
+        ours={"options": {"pixel_phase": 1.0}},
+        plain={"options": {"pixel_phase": 1.0, "num_blocks": 2}},
+    ),
+    Row("srgan on photographs", "srgan", "photographs-96", 100_000, plain={"options": {"content": "none"}}),
 )

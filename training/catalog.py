@@ -135,12 +135,11 @@ def _options(
         return known[key].model_validate_json(json.dumps(options))
     except ValidationError as error:
         for item in error.errors():
-            place = "/".join(str(part) for part in item["loc"])
-            message = str(item["msg"])
+            message = str(item["msg"]).removeprefix("Value error, ")
             if item["type"] == "extra_forbidden":
                 allowed = ", ".join(known[key].model_fields) or "none"
                 message = f"{key} has no option {item['loc'][-1]!r}; its options: {allowed}"
-            errors.append((f"/{options_field}/{place}", message))
+            errors.append(("/".join(["", options_field, *map(str, item["loc"])]), message))
         return None
 
 
@@ -165,7 +164,7 @@ def resolve(config: TrainConfig, datasets_folder: Path, repositories: tuple[Path
         combination.architecture.check(DataSpec.of(card))
     except (DatasetError, UnsuitableDataError) as error:
         raise ConfigError([("/dataset", str(error))]) from error
-    _check_same_shape(config, card, repositories)
+    _check_weights_fit(config, combination, card, repositories)
     held_out = config.num_held_out(card.num_images)
     left = card.num_images - held_out
     if left < config.batch_size:
@@ -224,7 +223,10 @@ def _missing(given: BaseModel, defaults: Mapping[str, object]) -> dict[str, obje
 
 
 def _follow_initial_model(config: TrainConfig, repositories: tuple[Path, ...]) -> TrainConfig:
-    """Pin `initial_model` to a number; architecture and options are its own unless they are given, and then must be the same."""
+    """Pin `initial_model` to a number; what is left out of architecture, options, loss, penalty and spectral norm is its own.
+
+    An architecture or option that is given must be the same.
+    """
     if config.initial_model is None:
         return config
     manifest = find_version(config.initial_model, repositories)
@@ -235,8 +237,10 @@ def _follow_initial_model(config: TrainConfig, repositories: tuple[Path, ...]) -
     wrong = {key: initial.options[key] for key, value in config.options.items() if initial.options.get(key, value) != value}
     if wrong:
         raise ConfigError([(f"/options/{key}", f"initial_model {config.initial_model} has {key} {value}") for key, value in wrong.items()])
+    kept = {field: getattr(initial, field) for field in _followed_fields(given)}
     return config.model_copy(
         update={
+            **kept,
             "architecture": initial.architecture,
             "options": {**initial.options, **config.options},
             "initial_model": f"{manifest.name}/{manifest.version}",
@@ -244,15 +248,38 @@ def _follow_initial_model(config: TrainConfig, repositories: tuple[Path, ...]) -
     )
 
 
-def _check_same_shape(config: TrainConfig, card: DatasetCard, repositories: tuple[Path, ...]) -> None:
-    """The weights of a published version fit images of one shape."""
+def _followed_fields(given: set[str]) -> list[str]:
+    """A loss or a penalty that is given brings its own options."""
+    groups = (("loss", "loss_options"), ("penalty", "penalty_options"), ("spectral_norm",))
+    return [field for group in groups if not given & set(group) for field in group]
+
+
+def _check_weights_fit(config: TrainConfig, combination: "Combination", card: DatasetCard, repositories: tuple[Path, ...]) -> None:
+    """The networks of a published version are those of its data's shapes and classes, and of its discriminator's norm."""
     if config.initial_model is None:
         return
-    shape = find_version(config.initial_model, repositories).dataset.shape
-    if shape != card.shape:
-        wanted, given = ("x".join(map(str, each)) for each in (shape, card.shape))
-        message = f"initial_model {config.initial_model} was trained on images of {wanted}, and those of {card.name} are {given}"
-        raise ConfigError([("/dataset", f"{message}; add the data set again in that shape, or leave initial_model out")])
+    initial = find_version(config.initial_model, repositories)
+    reference, old, errors = f"initial_model {config.initial_model}", initial.dataset, []
+    for what, wanted, given in (("images", old.shape, card.shape), ("sources", old.source_shape, card.source_shape)):
+        if wanted != given:
+            trained, these = ["x".join(map(str, shape)) if shape else "no shape" for shape in (wanted, given)]
+            message = f"{reference} was trained on {what} of {trained}, and those of {card.name} are {these}"
+            errors.append(("/dataset", f"{message}; add the data set again in that shape, or leave initial_model out"))
+    kinds = (*combination.architecture.inputs, *combination.architecture.conditions)
+    classes = [len(each.class_names or ()) for each in (old, card)]
+    if "label" in kinds and classes[0] != classes[1]:
+        message = f"{reference} was trained on {classes[0]} classes, and {card.name} has {classes[1]}"
+        errors.append(("/dataset", f"{message}; choose another data set, or leave initial_model out"))
+    if (norm := build(initial.config).norm) != combination.norm:
+        message = (
+            f"the discriminator of {reference} {_NORMS[norm]}, and with this loss, penalty and spectral_norm it {_NORMS[combination.norm]}"
+        )
+        errors.append(("/penalty", f"{message}; leave these out, which keeps its own, or leave initial_model out"))
+    if errors:
+        raise ConfigError(errors)
+
+
+_NORMS = {"batch": "may hold batch norm", "sample": "holds norms of single images", "none": "holds no norm"}
 
 
 def find_version(reference: str, repositories: tuple[Path, ...]) -> Manifest:

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,7 @@ class CheckpointCard(Document):
 
 
 def save(folder: Path, images: int, state: dict[str, Any]) -> None:
-    """Write `folder/<images>/`, durable and whole or not at all, and drop all but the last two. What is there already stays.
-
-    Of the best states too the last two are kept: a run that dies goes back to a checkpoint that may know the one before.
-    """
+    """Write `folder/<images>/`, durable and whole or not at all. What is there already stays."""
     target = folder / f"{images:012d}"
     if target.exists():
         return
@@ -35,8 +33,20 @@ def save(folder: Path, images: int, state: dict[str, Any]) -> None:
         card = CheckpointCard(images=images, state=describe(staged / "state.pt"))
         write_atomically(staged / CARD, card.model_dump_json(indent=2).encode())
         commit(staged, target)
+
+
+def drop_all_but_newest(folder: Path) -> None:
+    """Keep the last two."""
     for old in _newest_first(folder)[KEPT:]:
         _drop(old)
+
+
+def drop_all_but(folder: Path, images: Collection[int]) -> None:
+    """Keep the states at these numbers of images alone, and nothing that a dead process has left half written."""
+    shutil.rmtree(folder / STAGING, ignore_errors=True)
+    for path in _newest_first(folder):
+        if int(path.name) not in images:
+            _drop(path)
 
 
 class LostCheckpointsError(UserError):

@@ -174,6 +174,7 @@ class OptimizerConfig(Document):
     betas: Betas | None = None
 
 
+FEWEST_EVALUATED = 6  # images of each kind: every one has five neighbours
 Augmentations = Annotated[tuple[Literal["color", "translation", "cutout"], ...], Field(strict=False, max_length=3)]
 
 
@@ -224,7 +225,8 @@ class TrainConfig(Document):
     checkpoint_images: Annotated[int, Field(ge=1)] = Field(default=100_000, description="Images between checkpoints.")
     sample_images: Annotated[int, Field(ge=1)] = Field(default=50_000, description="Images between sample grids of the fixed latents.")
     evaluation_images: Annotated[int, Field(ge=1)] = Field(
-        default=100_000, description="Images between evaluations on held-out images; the best one is published. There is one at the end."
+        default=100_000,
+        description="Images between evaluations on held-out images, in a run's last phase; the best is published. One is at the end.",
     )
     num_evaluated: Annotated[int, Field(ge=0, le=50_000)] = Field(
         default=1000,
@@ -238,6 +240,12 @@ class TrainConfig(Document):
     def _total_holds_a_batch(self) -> Self:
         if self.total_images < self.batch_size:
             raise ValueError(f"total_images {self.total_images} is less than one batch of {self.batch_size}: give at least batch_size")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluations_compare(self) -> Self:
+        if 0 < self.num_evaluated < FEWEST_EVALUATED:
+            raise ValueError(f"num_evaluated {self.num_evaluated} is too few to compare: give {FEWEST_EVALUATED} at least, or 0 for none")
         return self
 
     @model_validator(mode="after")

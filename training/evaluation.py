@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.contract import TrainConfig, UserError
+from training.contract import TrainConfig
 from training.export import HeldOut
 from training.features.extractors import ClassifierFeatures, FeatureExtractor, feature_extractor
 from training.metrics import (
@@ -22,8 +22,6 @@ from training.metrics import (
     psnr,
     ssim,
 )
-
-FEWEST = 6  # images of each kind: every one has five neighbours
 
 
 @dataclass(frozen=True)
@@ -44,13 +42,9 @@ class Evaluator:
             weights: the folder of weights files that were put there by hand.
 
         Raises:
-            UserError: the config's extractor is unknown or its weights are not to be had, or there are too few images to compare.
+            UserError: the config's extractor is unknown or its weights are not to be had.
         """
         some = held_out.some(config.num_evaluated)
-        if len(some.images) < FEWEST:
-            raise UserError(
-                f"{len(some.images)} images are too few to be evaluated: give num_evaluated {FEWEST} at least, or 0 for no evaluation"
-            )
         return cls(some, feature_extractor(config.extractor, weights, device))
 
     def quick(self, generated: Tensor) -> dict[str, float]:
@@ -67,6 +61,7 @@ class Evaluator:
         suffix = self.extractor.suffix
         manifold = precision_recall(self._real, features)._asdict() | density_coverage(self._real, features)._asdict()
         values = self._of_features(features) | {f"{name}_{suffix}": value for name, value in manifold.items()} | self._of_modes(features)
+        values["num_evaluated"] = float(len(features))
         return values if self._baseline is None else values | self._of_pairs(generated)
 
     def chosen_by(self, values: dict[str, float]) -> float:

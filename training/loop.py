@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from training.contract import Metrics, TrainConfig
+from training.contract import Metrics, TrainConfig, UserError
 from training.data import Batches
 from training.game import Tensors
 from training.match import Match, Rules, move_average
@@ -24,6 +24,10 @@ METRIC_LINES = 200  # lines of metrics in a whole run
 
 class NotFiniteError(Exception):
     """A loss became infinite or NaN; the message names the term and the step."""
+
+
+class OtherDeviceError(UserError):
+    """A run can only go on on the kind of device that it was begun on."""
 
 
 class Watcher(Protocol):
@@ -102,10 +106,6 @@ class Training:
     def phase(self) -> Phase:
         return next((phase for phase in self._phases if self.images < phase.end), self._phases[-1])
 
-    @property
-    def in_last_phase(self) -> bool:
-        return self.phase is self._phases[-1]
-
     def run(self, watcher: Watcher) -> None:
         """Train until `total_images` are seen.
 
@@ -117,23 +117,22 @@ class Training:
         clock = _Clock()
         while self.images < config.total_images:
             before, phase = self.images, self.phase
+            clock.lap()  # what a watcher did is no training
             self.step()
             self.seconds += clock.lap()
-            if self._crossed(before, every_metrics) or self.phase is not phase:
+            ended = self.images >= config.total_images
+            if ended or self._crossed(before, every_metrics) or self.phase is not phase:
                 watcher.measured(self._measure(phase))
             if self.phase.key != phase.key:
                 self.matches[phase.key].end()
             if self._crossed(before, config.sample_images):
                 watcher.sample(self.images)
-            ended = self.images >= config.total_images
-            if self.in_last_phase and (ended or self._crossed(before, config.evaluation_images)):
+            if phase is self._phases[-1] and (ended or self._crossed(before, config.evaluation_images)):
                 watcher.evaluate(self.images)  # before the checkpoint, which then knows the best state so far
             if self._crossed(before, config.checkpoint_images):
                 watcher.checkpoint(self.images)
             if rate := clock.beat(self.images):
                 watcher.beat(self.images, rate)
-        if self._window:  # the last steps, where they are no whole line
-            watcher.measured(self._measure(self.phase))
 
     def step(self) -> None:
         """One step of the game whose turn it is."""
@@ -188,7 +187,7 @@ class Training:
 
     def _finite_window(self) -> Tensor:
         """(steps, terms) since the last line of metrics, on the CPU."""
-        values = torch.stack(self._window).double().cpu()
+        values = torch.stack(self._window).cpu().double()  # in this order: Apple's GPUs know no double
         bad = (~values.isfinite()).nonzero()
         if len(bad):
             step = self._window_start[1] + int(bad[0, 0]) + 1
@@ -197,6 +196,7 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "device": self._random.device.type,
             "images": self.images,
             "steps": self.steps,
             "seconds": self.seconds,
@@ -211,6 +211,11 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raise OtherDeviceError where the state was made on another kind of device."""
+        if state["device"] != (here := self._random.device.type):
+            raise OtherDeviceError(
+                f"the run was begun on {state['device']}, and this is {here}, whose random numbers are others; go on with it there"
+            )
         self.images, self.steps, self.seconds = state["images"], state["steps"], state["seconds"]
         self.best = None if state["best"] is None else Best(*state["best"])
         self._terms, self._window = tuple(state["terms"]), state["window"]

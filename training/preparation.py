@@ -1,6 +1,7 @@
 """From a resolved config to networks, data and optimisers, ready to train or to go on."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from training.datasets import Dataset
 from training.export import MAX_SCORED, NUM_SAMPLES, ExportError, HeldOut, published_weights, script
 from training.files import versions
 from training.game import Architecture, DataSpec, Player, Terms
-from training.loop import Training
+from training.loop import Phase, Training, phases
 from training.match import Match, Rules
 
 NUM_FITTED = 2000  # images that data-dependent constants are measured on
@@ -49,8 +50,11 @@ class Prepared:
     examples: HeldOut
 
 
-def prepare(config: TrainConfig, dataset: Dataset, places: Places, device: torch.device) -> Prepared:
+def prepare(config: TrainConfig, dataset: Dataset, places: Places, device: torch.device, *, begun: bool = False) -> Prepared:
     """Networks, data and optimisers as the config says, before the first step.
+
+    Args:
+        begun: the run has a checkpoint, which holds every weight.
 
     Raises:
         UserError: the config cannot be run here, or its networks cannot be exported; better said now than after a day.
@@ -63,12 +67,12 @@ def prepare(config: TrainConfig, dataset: Dataset, places: Places, device: torch
     games = architecture.games(spec, Terms(combination.norm, places.weights))
     architecture.fit(games, rows_of(dataset, evenly(parts.train, NUM_FITTED))["image"])
     players = architecture.players(games, data=spec, score=score)
-    if config.initial_model is not None:
+    if config.initial_model is not None and not begun:
         _start_from(config.initial_model, players, places)
     for name, player in players.items():
         script(name, player)
     matches = {key: Match.of(game, config, device) for key, game in games.items()}
-    _check_long_enough(config, matches)
+    _check_long_enough(config, phases(matches, config.total_images))
     batches = Batches(dataset, parts.train, config.batch_size, torch.Generator().manual_seed(config.seed + 1), device)
     rules = Rules.of(config, combination.loss, combination.penalty)
     training = Training(matches, rules, batches, config, torch.Generator(device).manual_seed(config.seed + 2))
@@ -106,19 +110,23 @@ def _examples(dataset: Dataset, rows: Tensor) -> Tensor:
     return evenly(rows, NUM_SAMPLES)
 
 
-def _check_long_enough(config: TrainConfig, matches: dict[str, Match]) -> None:
+def _check_long_enough(config: TrainConfig, stretches: Sequence[Phase]) -> None:
+    """A step may take what is left of one phase and the start of the next."""
     step = config.batch_size * config.critic_steps
-    smallest = min(match.game.share for match in matches.values()) / sum(match.game.share for match in matches.values())
-    if len(matches) > 1 and smallest * config.total_images < 2 * step:
+    shortest = min(phase.end - phase.start for phase in stretches)
+    if len(stretches) > 1 and shortest < 2 * step:
         raise UserError(
-            f"{config.architecture} plays {len(matches)} games one after the other, and {config.total_images:,} total_images leave less"
-            f" than two steps of {step} for one of them; give at least {-(-2 * step // smallest):,.0f}"
+            f"{config.architecture} is trained in {len(stretches)} phases, and {config.total_images:,} total_images leave {shortest:,} for"
+            f" one of them, less than two steps of {step}; give at least {-(-2 * step * config.total_images // max(shortest, 1)):,}"
         )
 
 
 def _start_from(reference: str, players: dict[str, Player], places: Places) -> None:
     """Copy a published version's weights into fresh networks."""
-    folder = versions.find(reference, places.repositories)
+    try:
+        folder = versions.find(reference, places.repositories)
+    except LookupError as error:
+        raise UserError(str(error.args[0])) from error
     manifest = Manifest.model_validate_json((folder / versions.MANIFEST).read_bytes())
     for name in ("generator", "discriminator"):
         if name not in players:
@@ -126,5 +134,6 @@ def _start_from(reference: str, players: dict[str, Player], places: Places) -> N
         try:
             players[name].module.load_state_dict(published_weights(manifest, folder, name))
         except RuntimeError as error:
-            raise ExportError(f"{reference} does not fit this config: {error}") from error
+            reason = " ".join(str(error).split())
+            raise ExportError(f"{reference} does not fit this config: {reason}") from error
     _log.info("starting from %s", reference)

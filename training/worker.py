@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from training import checkpoint
-from training.contract import JobState, JobStatus, Manifest, Metrics, TrainConfig, UserError, now
+from training.contract import JobState, JobStatus, Manifest, Metrics, Progress, TrainConfig, UserError, now
 from training.datasets import load
 from training.evaluation import Evaluator
 from training.export import MAX_SCORED, Provenance, generate, publish, save_grid, sheet
@@ -29,7 +29,9 @@ from training.loop import Best, NotFiniteError, Training
 from training.preparation import Places, Prepared, prepare
 
 STOPPED = 75  # EX_TEMPFAIL: run me again
-EVALUATION_SEED = 1_000_000  # of the first image; far from the seeds of samples and the score reference
+# of the first image; far from the seeds of samples and the score reference
+EVALUATION_SEED = 1_000_000
+FINAL_SEED = 1_500_000  # other images than those by which the best state was chosen: luck in the choice is not reported
 _log = logging.getLogger("training")
 
 
@@ -63,6 +65,7 @@ class _Run:
     status: JobStatus
     listener: Listener
     stop_asked: bool = False
+    named_best: int | None = None  # by the newest checkpoint: images of the best state that it would be published with
 
     @property
     def training(self) -> Training:
@@ -73,6 +76,10 @@ class _Run:
         update = {"images": images, "images_per_second": round(images_per_second, 1), "seconds_left": round(left, 1)}
         self.say(progress=self.status.progress.model_copy(update=update))
         self.listener.progressed(self.status)
+        self.heed()
+
+    def heed(self) -> None:
+        """Raise what ends the run, where somebody has asked for its end."""
         if self.stop_asked or runs.is_stop_asked(self.folder):
             raise _Stop
         if runs.is_cancel_asked(self.folder):
@@ -96,7 +103,6 @@ class _Run:
         best = self.training.best
         if best is None or self.evaluator.is_better(value, best.value):
             self.training.best = Best(images, value)
-            self.training.check_finite()
             checkpoint.save(self.folder / runs.BEST, images, self.training.state_dict())
         self.say(progress=self.status.progress.model_copy(update={"evaluation": _rounded(values)}))
 
@@ -109,25 +115,35 @@ class _Run:
         if best.images != self.training.images:
             _log.info("publishing the best state, of %s images", f"{best.images:,}")
             self.training.load_state_dict(checkpoint.load(self.folder / runs.BEST, best.images, self.device))
-        return self.evaluator.thorough(self._generated())
+        return self.evaluator.thorough(self._generated(FINAL_SEED))
 
-    def _generated(self) -> Tensor:
+    def _generated(self, seed: int = EVALUATION_SEED) -> Tensor:
         held_out = self.prepared.held_out
-        return generate(self.prepared.players["generator"], held_out.some(self.config.num_evaluated), EVALUATION_SEED)
+        return generate(self.prepared.players["generator"], held_out.some(self.config.num_evaluated), seed)
 
     def take_up(self) -> None:
         """Go on from the newest checkpoint, where there is one."""
         state = checkpoint.load_newest(self.folder / runs.CHECKPOINTS, self.device)
         if state is not None:
             self.training.load_state_dict(state)
+        best = self.training.best
+        self.named_best = None if best is None else best.images
+        # a dead process may have found a better one, which this one will find again
+        checkpoint.drop_all_but(self.folder / runs.BEST, [] if best is None else [best.images])
         runs.truncate_metrics(self.folder, self.training.images)
+        progress = Progress(images=self.training.images, total_images=self.config.total_images)
         for line in runs.read_metrics(self.folder):
             told = {"losses": _rounded(line.losses)} if line.losses else {"evaluation": _rounded(line.evaluation)}
-            self.status = self.status.model_copy(update={"progress": self.status.progress.model_copy(update=told)})
+            progress = progress.model_copy(update=told)
+        self.status = self.status.model_copy(update={"progress": progress})
 
     def checkpoint(self, images: int) -> None:
         self.training.check_finite()
         checkpoint.save(self.folder / runs.CHECKPOINTS, images, self.training.state_dict())
+        checkpoint.drop_all_but_newest(self.folder / runs.CHECKPOINTS)
+        best = None if self.training.best is None else self.training.best.images
+        checkpoint.drop_all_but(self.folder / runs.BEST, [named for named in (best, self.named_best) if named is not None])
+        self.named_best = best
 
     def say(self, **changes: object) -> None:
         self.status = self.status.model_copy(update=changes)
@@ -173,7 +189,8 @@ def _work(folder: Path, places: Places, device: torch.device, status: JobStatus,
         ended = {"state": "cancelled", "message": "cancelled before it started", "finished_at": now()}
         runs.write_status(folder, status.model_copy(update=ended))
         return 0
-    prepared = prepare(config, load(config.dataset, places.datasets), places, device)
+    begun = runs.checkpoint_images(folder) > 0
+    prepared = prepare(config, load(config.dataset, places.datasets), places, device, begun=begun)
     evaluator = Evaluator.of(config, prepared.held_out, places.weights, device) if config.num_evaluated else None
     run = _Run(folder, config, device, prepared, evaluator, status, listener)
     run.take_up()
@@ -181,6 +198,7 @@ def _work(folder: Path, places: Places, device: torch.device, status: JobStatus,
         try:
             listener.started(config, run.training.images)
             run.training.run(run)
+            run.heed()
         except (_Stop, _Cancelled) as end:
             run.checkpoint(run.training.images)
             seen = f"{run.training.images:,} of {config.total_images:,} images"
@@ -202,12 +220,14 @@ def _work(folder: Path, places: Places, device: torch.device, status: JobStatus,
 def _publish(run: _Run, places: Places) -> Manifest:
     evaluated = run.go_back_to_best()
     training = run.training
+    lines = [line.losses for line in runs.read_metrics(run.folder) if line.losses and line.images <= training.images]
+    losses = _rounded(lines[-1]) if lines else {}
     provenance = Provenance(
         run=run.status.id,
         source=run.prepared.architecture.source,
         config=run.config,
         dataset=run.prepared.dataset.card,
-        metrics={"images": float(training.images), "seconds": round(training.seconds, 1), **run.status.progress.losses, **evaluated},
+        metrics={"images": float(training.images), "seconds": round(training.seconds, 1), **losses, **evaluated},
     )
     held_out = run.prepared.held_out.some(MAX_SCORED)
     return publish(run.prepared.players, provenance, held_out, run.prepared.examples, places.repositories)

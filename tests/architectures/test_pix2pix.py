@@ -32,20 +32,16 @@ def game_of(data: DataSpec = PAIRS, norm: Norm = "batch", **options: object) -> 
 
 def test_pix2pix_of_the_papers_size_has_the_papers_u_net() -> None:
     generator = game_of(pairs_of(256), num_levels=8, generator_width=64).generator
-    convolutions = [layer for layer in layers(generator) if isinstance(layer, nn.Conv2d)]
-    assert [(layer.in_channels, layer.out_channels) for layer in convolutions] == [
-        (3, 64),
-        (64, 128),
-        (128, 256),
-        (256, 512),
-        *[(512, 512)] * 4,
-    ]
-    grown = [layer for layer in layers(generator) if isinstance(layer, nn.ConvTranspose2d)]
+    convolutions = [layer for layer in layers(generator.down) if isinstance(layer, nn.Conv2d)]
+    widths = [(3, 64), (64, 128), (128, 256), (256, 512), *[(512, 512)] * 4]
+    assert [(layer.in_channels, layer.out_channels) for layer in convolutions] == widths
+    assert {(layer.kernel_size, layer.stride) for layer in convolutions} == {((4, 4), (2, 2))}
+    grown = [layer for layer in (*layers(generator.up), *layers(generator.last)) if isinstance(layer, nn.Conv2d)]
     assert [(layer.in_channels, layer.out_channels) for layer in grown] == [
         *[(512, 512), *[(1024, 512)] * 3],
         *[(1024, 256), (512, 128), (256, 64), (128, 3)],
     ]
-    assert {(layer.kernel_size, layer.stride) for layer in convolutions + grown} == {((4, 4), (2, 2))}
+    assert [type(layer).__name__ for layer in generator.last] == ["ReLU", "Upsample", "Conv2d", "Tanh"]
     assert [layer.p for layer in layers(generator) if isinstance(layer, nn.Dropout)] == [0.5] * 3 + [0.0] * 4
 
 

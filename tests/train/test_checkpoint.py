@@ -12,7 +12,7 @@ import torch
 
 from training import checkpoint
 from training.checkpoint import CheckpointCard, LostCheckpointsError
-from training.files.directories import STAGING, verify
+from training.files.directories import STAGING, DamagedFileError, verify
 
 CPU = torch.device("cpu")
 NEWEST, BEFORE = "000000000020", "000000000010"
@@ -43,6 +43,23 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def keep(folder: Path, images: int, state: dict[str, object]) -> None:
+    """As a worker does."""
+    checkpoint.save(folder, images, state)
+    checkpoint.drop_all_but_newest(folder)
+
+
+def test_states_that_are_not_named_are_dropped_and_what_was_left_half_written(folder: Path) -> None:
+    checkpoint.save(folder, 30, state_at(30))
+    (folder / STAGING / "half").mkdir(parents=True)
+    checkpoint.drop_all_but(folder, [10, 30, 99])
+    assert names(folder) == [BEFORE, "000000000030"]
+    assert not (folder / STAGING / "half").exists()
+    assert checkpoint.load(folder, 30, CPU)["images"] == 30
+    with pytest.raises(DamagedFileError, match="checkpoint 000000000020 is missing or damaged"):
+        checkpoint.load(folder, 20, CPU)
+
+
 def test_where_there_is_none_there_is_no_state(tmp_path: Path) -> None:
     assert checkpoint.load_newest(tmp_path / "missing", CPU) is None
     assert checkpoint.load_newest(tmp_path, CPU) is None
@@ -55,14 +72,14 @@ def test_the_newest_is_loaded_and_said_so(folder: Path, caplog: pytest.LogCaptur
 
 
 def test_the_last_two_are_kept(folder: Path) -> None:
-    checkpoint.save(folder, 30, state_at(30))
+    keep(folder, 30, state_at(30))
     assert names(folder) == [NEWEST, "000000000030"]
     assert list((folder / STAGING).iterdir()) == []
 
 
 def test_the_newest_has_the_most_images_not_the_latest_time(tmp_path: Path) -> None:
     for images in (1_000_000, 999_999, 10**12, 10**12 - 1):
-        checkpoint.save(tmp_path, images, state_at(images % 1000))
+        keep(tmp_path, images, state_at(images % 1000))
     assert names(tmp_path) == ["1000000000000", "999999999999"]
     assert loaded(tmp_path) == 0
 
@@ -88,7 +105,7 @@ def test_an_old_one_goes_out_of_sight_in_one_piece(folder: Path) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(watch)
-        checkpoint.save(folder, 30, state_at(30))
+        keep(folder, 30, state_at(30))
         watching.result()
     assert seen_in_pieces == []
 
@@ -211,6 +228,7 @@ for least in (1, 2, 4, 7):
             images += 1
             state = {"images": images, "weights": torch.full((5000,), float(images)), "ballast": torch.zeros(500_000)}
             checkpoint.save(folder, images, state)
+            checkpoint.drop_all_but_newest(folder)
     goal = f"{images + least:012d}"
     while max((path.name for path in folder.glob("0*")), default="") < goal or not any((folder / ".staging").glob("*/state.pt")):
         pass

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from training import datasets
@@ -82,9 +83,9 @@ def test_tiny_images_have_no_ssim(tmp_path: Path) -> None:
     assert set(evaluator.quick(images)) == {"psnr", "psnr_baseline"}
 
 
-def test_too_few_images_are_refused(fashion: Tensor, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="5 images are too few to be evaluated: give num_evaluated 6 at least, or 0 for no evaluation"):
-        Evaluator.of(config(5), HeldOut(fashion), tmp_path, CPU)
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(ValidationError, match="num_evaluated 5 is too few to compare: give 6 at least, or 0 for none"):
+        config(5)
 
 
 def test_an_extractor_that_is_not_to_be_had_is_refused_before_anything_is_generated(fashion: Tensor, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Laplacian pyramid of GANs: a small image first, then one GAN a level that adds the detail of twice the size.
 
-Source: Denton, Chintala, Szlam and Fergus 2015, arXiv:1506.05751, with the layers of section 3.1 and of the authors' code. Deviations:
-- Halving is the mean of 2 x 2 pixels, doubling keeps those means. The detail of a level is then what has no mean, in real images and,
-  because the generator takes the mean away, in generated ones: the discriminator finds the coarse image of either in the image itself.
-- The discriminator sees the image, as in the paper, and beside it the detail in units of its deviation, which is small next to the image's.
+Source: Denton, Chintala, Szlam and Fergus 2015, arXiv:1506.05751, sized as in section 3.1. Deviations:
+- Halving is the mean of 2 x 2 pixels, and doubling keeps those means. So the detail of a level has no mean, and the generator takes
+  away what its own has: the coarse image of a generated image is, as of a real one, the image halved, and the discriminator finds it there.
+- The discriminator sees the image, as in the paper, and beside it the detail in units of its deviation: it is small next to the image.
+- The generators of detail work on the coarse image's grid, with kernels of 5 x 5, at a sixth of the cost of 7 x 7 on the image's own.
 - A share of the coarse images is generated in training, as all of them are when sampling.
-- Normal in place of uniform noise, LeakyReLU in the discriminators; tanh, then clamping, keeps images within their range.
+- Batch norm in the first generator (the paper has it in its larger models), without which it forgets its latent.
+- Normal in place of uniform noise, LeakyReLU in the discriminators, Adam; tanh, then clamping, keep images within their range.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -212,7 +214,7 @@ class Lapgan(Architecture):
 
     key: ClassVar[str] = "lapgan"
     source: ClassVar[str] = "Denton, Chintala, Szlam and Fergus 2015, arXiv:1506.05751"
-    recipe: ClassVar[Mapping[str, JsonValue]] = {}
+    recipe: ClassVar[Mapping[str, JsonValue]] = {"batch_size": 32}  # its networks are small: what they need is many steps
 
     coarsest_size: Annotated[int, Field(ge=2, le=32)] = Field(
         default=8, description="Images are halved until no side has more pixels than this; the first GAN makes that size."

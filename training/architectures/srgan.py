@@ -212,9 +212,9 @@ class Srgan(Architecture):
     source: ClassVar[str] = "Ledig et al. 2016, arXiv:1609.04802"
     inputs: ClassVar[tuple[str, ...]] = ("image",)
     recipe: ClassVar[Mapping[str, JsonValue]] = {
-        "batch_size": 16,
+        "batch_size": 4,
         "betas": [0.9, 0.999],
-        "learning_rate": 2e-4,
+        "learning_rate": 4e-4,
         "learning_rate_schedule": "linear",
         "ema_halflife_images": 2000.0,
     }
