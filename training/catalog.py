@@ -249,13 +249,13 @@ def _follow_initial_model(config: TrainConfig, repositories: tuple[Path, ...]) -
 
 
 def _followed_fields(given: set[str]) -> list[str]:
-    """A loss or a penalty that is given brings its own options."""
-    groups = (("loss", "loss_options"), ("penalty", "penalty_options"), ("spectral_norm",))
-    return [field for group in groups if not given & set(group) for field in group]
+    """A loss or a penalty that is given brings its own options, and options that are given are of the same loss or penalty."""
+    replaced = {f"{part}_options" for part in ("loss", "penalty") if part in given}
+    return [field for field in ("loss", "loss_options", "penalty", "penalty_options", "spectral_norm") if field not in given | replaced]
 
 
 def _check_weights_fit(config: TrainConfig, combination: "Combination", card: DatasetCard, repositories: tuple[Path, ...]) -> None:
-    """The networks of a published version are those of its data's shapes and classes, and of its discriminator's norm."""
+    """The networks of a published version are those of its data's shapes and classes."""
     if config.initial_model is None:
         return
     initial = find_version(config.initial_model, repositories)
@@ -270,16 +270,8 @@ def _check_weights_fit(config: TrainConfig, combination: "Combination", card: Da
     if "label" in kinds and classes[0] != classes[1]:
         message = f"{reference} was trained on {classes[0]} classes, and {card.name} has {classes[1]}"
         errors.append(("/dataset", f"{message}; choose another data set, or leave initial_model out"))
-    if (norm := build(initial.config).norm) != combination.norm:
-        message = (
-            f"the discriminator of {reference} {_NORMS[norm]}, and with this loss, penalty and spectral_norm it {_NORMS[combination.norm]}"
-        )
-        errors.append(("/penalty", f"{message}; leave these out, which keeps its own, or leave initial_model out"))
     if errors:
         raise ConfigError(errors)
-
-
-_NORMS = {"batch": "may hold batch norm", "sample": "holds norms of single images", "none": "holds no norm"}
 
 
 def find_version(reference: str, repositories: tuple[Path, ...]) -> Manifest:

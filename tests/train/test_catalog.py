@@ -346,6 +346,27 @@ def test_what_equals_the_initial_model_may_be_said_again(datasets_folder: Path, 
     assert (resolved.loss, resolved.name) == ("minimax", "again")
 
 
+def published(repository: Path, name: str, **changes: object) -> None:
+    """Write another version's manifest beside that of `start`, with another config and data."""
+    manifest = json.loads((repository / "start" / "1" / "manifest.json").read_bytes())
+    manifest["name"] = name
+    manifest["config"] |= changes.get("config", {})
+    manifest["dataset"] |= changes.get("dataset", {})
+    (repository / name / "1").mkdir(parents=True)
+    (repository / name / "1" / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_fine_tuning_keeps_the_loss_and_the_penalty_that_it_does_not_name(datasets_folder: Path, repository: Path) -> None:
+    own = {"loss": "minimax", "loss_options": {"label_smoothing": 0.2}, "penalty": "r1", "penalty_options": {"weight": 3.0}}
+    published(repository, "penalised", config=own)
+    kept = catalog.resolve(config(initial_model="penalised"), datasets_folder, (repository,))
+    assert {field: getattr(kept, field) for field in own} == own
+    options = catalog.resolve(config(initial_model="penalised", loss_options={"label_smoothing": 0.1}), datasets_folder, (repository,))
+    assert (options.loss, options.loss_options) == ("minimax", {"label_smoothing": 0.1})
+    other = catalog.resolve(config(initial_model="penalised", loss="hinge"), datasets_folder, (repository,))
+    assert (other.loss, other.loss_options, other.penalty) == ("hinge", {}, "r1")
+
+
 def test_another_architecture_than_the_initial_models_is_refused(datasets_folder: Path, repository: Path) -> None:
     assert refused(datasets_folder, repository, initial_model="start", architecture="dcgan") == [
         ("/architecture", "initial_model start is of architecture mlp")
