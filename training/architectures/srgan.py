@@ -8,7 +8,7 @@ Source: Ledig et al. 2016, arXiv:1609.04802. Deviations:
 - 8 blocks of 32 channels in place of 16 of 64, for a processor without a GPU; `num_blocks` 16 and `generator_width` 64 are the paper's.
 - The discriminator averages over all places before its first linear layer, and so takes crops of any size.
 - Content is compared in the features of EfficientNet-Lite0 unless another network is asked for, each place's features divided by their
-  norm (Zhang et al. 2018, arXiv:1801.03924, equation 1); the pixel loss stays beside it.
+  norm (Zhang et al. 2018, arXiv:1801.03924, equation 1); the pixel loss stays beside it, and the weights are for these scales.
 - Low resolution is made by antialiased bicubic reduction, rounded to 8 bits as an uploaded picture is.
 """
 
@@ -229,13 +229,13 @@ class Srgan(Architecture):
         default=0.75, description="Share of the run, at its start, in which the pixel loss alone counts; 1 trains no discriminator."
     )
     pixel_loss: Literal["l1", "mse", "charbonnier"] = Field(default="l1", description="Distance of pixels in [-1, 1].")
-    pixel_weight: Weight = Field(default=1.0, description="Weight of the pixel loss after the pixel phase.")
+    pixel_weight: Weight = Field(default=0.1, description="Weight of the pixel loss after the pixel phase.")
     content: Literal["none", "discriminator", "vgg19", "efficientnet-lite0"] = Field(
         default="efficientnet-lite0",
         description="Whose features are compared after the pixel phase; vgg19 needs vgg19.pth in the folder of weights.",
     )
-    content_weight: Weight = Field(default=1.0, description="Weight of the comparison of features.")
-    adversarial_weight: Weight = Field(default=1e-3, description="Weight of the adversarial loss.")
+    content_weight: Weight = Field(default=0.02, description="Weight of the comparison of features.")
+    adversarial_weight: Weight = Field(default=5e-3, description="Weight of the adversarial loss; the paper has 0.001.")
 
     @model_validator(mode="after")
     def _no_option_is_without_effect(self) -> Self:
