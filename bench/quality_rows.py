@@ -118,9 +118,9 @@ ROWS = (
         "srgan pixels alone on photographs",
         "srgan",
         "photographs-96",
-        100_000,
+        60_000,
         ours={"options": {"pixel_phase": 1.0}},
-        plain={"options": {"pixel_phase": 1.0, "num_blocks": 2}},
+        plain={**_PLAIN, "options": {"pixel_phase": 1.0}},
     ),
-    Row("srgan on photographs", "srgan", "photographs-96", 100_000, plain={"options": {"content": "none"}}),
+    Row("srgan on photographs", "srgan", "photographs-96", 60_000, plain={"options": {"content": "none"}}),
 )

@@ -207,7 +207,7 @@ def test_the_discriminators_maps_are_those_that_it_judges_by() -> None:
 
 
 def test_content_from_a_pretrained_network_moves_images_and_nothing_else() -> None:
-    game = game_of(DataSpec((1, 32, 32)), content="efficientnet-lite0", pixel_weight=0.0)
+    game = game_of(DataSpec((1, 32, 32)), content="efficientnet-lite0", content_weight=1.0, pixel_weight=0.0)
     assert game.reconstruction is not None
     target = torch.rand(2, 1, 32, 32) * 2 - 1
     generated = (target + 0.1 * torch.randn(target.shape)).requires_grad_()
