@@ -103,9 +103,20 @@ def build(config: TrainConfig) -> "Combination":
     if errors or architecture is None or loss is None:
         raise ConfigError(errors)
     combination = Combination(architecture, loss, penalty, config.spectral_norm, bool(config.diff_augment))
-    if refusals := combination.refusals():
+    if refusals := combination.refusals() + _idle_fields(config, combination):
         raise ConfigError(refusals)
     return combination
+
+
+def _idle_fields(config: TrainConfig, combination: "Combination") -> list[tuple[str, str]]:
+    """What is said of a discriminator that is not trained."""
+    if combination.architecture.is_adversarial:
+        return []
+    fields = ("loss", "penalty", "spectral_norm", "diff_augment", "critic_steps")
+    idle = [field for field in fields if getattr(config, field) != TrainConfig.model_fields[field].default]
+    if combination.loss != type(combination.loss)():
+        idle.append("loss_options")
+    return [(f"/{field}", f"has no effect, as these options train no discriminator; leave {field} out, or change them") for field in idle]
 
 
 def _evaluation_errors(config: TrainConfig) -> list[tuple[str, str]]:

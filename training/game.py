@@ -131,6 +131,11 @@ class Architecture(BaseModel):
     recipe: ClassVar[Mapping[str, JsonValue]] = {}
     refused: ClassVar[Mapping[str, str]] = {}
 
+    @property
+    def is_adversarial(self) -> bool:
+        """Whether a discriminator is trained at all."""
+        return True
+
     def check(self, data: DataSpec) -> None:
         """Raise UnsuitableDataError where `games` could not build networks for the data."""
 

@@ -320,6 +320,18 @@ def test_every_mistake_is_told_at_once_whatever_part_it_is_in(datasets_folder: P
     assert [pointer for pointer, _ in errors] == ["/architecture", "/loss", "/penalty", "/extractor"]
 
 
+def test_what_is_said_of_a_discriminator_that_is_not_trained_is_refused(datasets_folder: Path) -> None:
+    said = {"loss": "hinge", "penalty": "r1", "spectral_norm": True, "diff_augment": ["color"], "critic_steps": 2}
+    pixels = {"architecture": "srgan", "options": {"pixel_phase": 1.0}, "batch_size": 20}
+    errors = refused(datasets_folder, **pixels, **said)
+    assert [pointer for pointer, _ in errors] == [f"/{field}" for field in said]
+    assert errors[0][1] == "has no effect, as these options train no discriminator; leave loss out, or change them"
+    ((pointer, _),) = refused(datasets_folder, **pixels, loss_options={"label_smoothing": 0.1})
+    assert pointer == "/loss_options"
+    resolved = followed(datasets_folder, **pixels)
+    assert catalog.resolve(resolved, datasets_folder, ()) == resolved
+
+
 def test_parts_that_do_not_go_together_are_refused_with_the_reason(datasets_folder: Path) -> None:
     ((pointer, message),) = refused(datasets_folder, loss="wasserstein-clip", spectral_norm=True)
     assert pointer == "/spectral_norm"

@@ -248,6 +248,10 @@ class Srgan(Architecture):
             raise ValueError(f"{' and '.join(asked)} would have no effect, as {where}; leave it out or change that")
         return self
 
+    @property
+    def is_adversarial(self) -> bool:
+        return self.pixel_phase < 1
+
     def check(self, data: DataSpec) -> None:
         channels, height, width = data.shape
         if height % self.scale or width % self.scale or min(height, width) < SMALLEST_SIDE:
@@ -297,7 +301,7 @@ class Srgan(Architecture):
         channels, game = data.shape[0], games["main"]
         low = TensorSpec(name="image", kind="image", shape=(channels, -1, -1), scale=self.scale, halo=halo(self.num_blocks))
         players = {"generator": Player(game.generator, (low,), TensorSpec(name="image", kind="image", shape=(channels, -1, -1)))}
-        if self.pixel_phase < 1:
+        if self.is_adversarial:
             image = TensorSpec(name="image", kind="image", shape=data.shape)
             players["discriminator"] = Player(game.discriminator, (image,), score_spec(score))
         return players
