@@ -384,7 +384,7 @@ def test_every_number_among_the_options_is_bounded(kind: Kind) -> None:
 @pytest.mark.parametrize("key", ARCHITECTURES)
 def test_recipes_are_parts_of_a_config_that_can_be_trained(key: str) -> None:
     """As a user's first command has it: the architecture, and nothing else."""
-    data = data_for(key)
+    data = data_for(key, 64)
     config = catalog._follow_recipes(TrainConfig(architecture=key))
     combination = catalog.build(config)
     assert combination.refusals() == []
