@@ -4,9 +4,51 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from training.game import Norm
+from training.game import DataSpec, Norm, UnsuitableDataError
 
 _WEIGHTED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)
+
+
+# side of a square image -> (side that it grows from, number of doublings)
+STAGES = {16: (4, 2), 28: (7, 2), 32: (4, 3), 64: (4, 4), 128: (4, 5), 256: (4, 6)}
+
+
+def check_square(key: str, data: DataSpec, largest: int) -> None:
+    """Raise UnsuitableDataError where images are not square, or of a side that is not among STAGES up to the largest."""
+    _, height, width = data.shape
+    sides = [side for side in STAGES if side <= largest]
+    if height != width or height not in sides:
+        raise UnsuitableDataError(
+            f"{key} makes square images of {', '.join(map(str, sides))} pixels, and these are {width} x {height};"
+            " add the data set again with --size"
+        )
+
+
+def growing(num_values: int, width: int, channels: int, size: int) -> list[nn.ConvTranspose2d]:
+    """DCGAN's transposed convolutions from (num_values, 1, 1) to (channels, size, size); norm and ReLU belong before all but the first.
+
+    Args:
+        width: channels before the last, which double towards the first.
+    """
+    first_size, num_doublings = STAGES[size]
+    wide = width * 2 ** (num_doublings - 1)
+    layers = [nn.ConvTranspose2d(num_values, wide, first_size, bias=False)]
+    for _ in range(num_doublings - 1):
+        layers.append(nn.ConvTranspose2d(wide, wide // 2, 4, 2, 1, bias=False))
+        wide //= 2
+    return [*layers, nn.ConvTranspose2d(wide, channels, 4, 2, 1)]
+
+
+def shrinking(channels: int, width: int, size: int, norm: Norm) -> tuple[list[nn.Module], int]:
+    """DCGAN's strided convolutions with LeakyReLU 0.2 from (channels, size, size), and how many channels they end with.
+
+    The side at the end is that which `growing` starts from. There is a norm in all but the first.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+    for _ in range(STAGES[size][1] - 1):
+        layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=norm == "none"), norm2d(norm, 2 * width), nn.LeakyReLU(0.2, inplace=True)]
+        width *= 2
+    return layers, width
 
 
 def norm2d(norm: Norm, channels: int) -> nn.Module:

@@ -9,9 +9,10 @@ from tiny import CLASSES, batch_of, data_for, tiny
 from torch import Tensor, nn
 
 from training import catalog
-from training.architectures.r3gan import PRESETS, STAGES, Basis, Block, ConditionalR3gan, Downsample, R3gan, Upsample
+from training.architectures.r3gan import PRESETS, Basis, Block, ConditionalR3gan, Downsample, R3gan, Upsample
 from training.contract import TrainConfig
 from training.game import DataSpec, Terms, UnsuitableDataError
+from training.layers import STAGES
 
 KEYS = ("r3gan", "r3gan-conditional")
 NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d, nn.LayerNorm)

@@ -28,10 +28,8 @@ from training.game import (
     labelled_game,
     labelled_players,
 )
-from training.layers import initialise_normal, norm2d
+from training.layers import STAGES, check_square, growing, initialise_normal, shrinking
 
-# image size -> (first size, number of doublings)
-STAGES = {16: (4, 2), 28: (7, 2), 32: (4, 3), 64: (4, 4), 128: (4, 5)}
 EMBEDDING_SIZE = 32  # values of a label's embedding beside the latent
 
 
@@ -95,7 +93,8 @@ class ProjectionDiscriminator(nn.Module):
 
     def __init__(self, num_classes: int, width: int, channels: int, size: int, norm: Norm) -> None:
         super().__init__()
-        self.features, num_features = shrinking(channels, width, size, norm)
+        layers, num_channels = shrinking(channels, width, size, norm)
+        self.features, num_features = nn.Sequential(*layers, nn.Flatten()), num_channels * STAGES[size][0] ** 2
         self.unconditional = nn.Linear(num_features, 1)
         self.embedding = nn.Linear(num_classes, num_features, bias=False)
         self.apply(initialise_normal)
@@ -111,34 +110,13 @@ class ConcatenationDiscriminator(nn.Module):
 
     def __init__(self, num_classes: int, width: int, channels: int, size: int, norm: Norm) -> None:
         super().__init__()
-        features, num_features = shrinking(channels + num_classes, width, size, norm)
-        self.layers = nn.Sequential(features, nn.Linear(num_features, 1))
+        layers, num_channels = shrinking(channels + num_classes, width, size, norm)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(num_channels * STAGES[size][0] ** 2, 1))
         self.apply(initialise_normal)
 
     def forward(self, image: Tensor, label: Tensor) -> Tensor:
         planes = label[:, :, None, None].expand(-1, -1, image.shape[2], image.shape[3])
         return torch.flatten(self.layers(torch.cat([image, planes], 1)))  # (N, 1) -> (N,)
-
-
-def growing(values: int, width: int, channels: int, size: int) -> list[nn.ConvTranspose2d]:
-    """From (values, 1, 1) to (channels, size, size); a norm and ReLU belong before all but the first."""
-    first_size, num_doublings = STAGES[size]
-    wide = width * 2 ** (num_doublings - 1)
-    layers = [nn.ConvTranspose2d(values, wide, first_size, bias=False)]
-    for _ in range(num_doublings - 1):
-        layers.append(nn.ConvTranspose2d(wide, wide // 2, 4, 2, 1, bias=False))
-        wide //= 2
-    return [*layers, nn.ConvTranspose2d(wide, channels, 4, 2, 1)]
-
-
-def shrinking(channels: int, width: int, size: int, norm: Norm) -> tuple[nn.Sequential, int]:
-    """From (channels, size, size) to features, and how many: strided convolutions with LeakyReLU 0.2, norm in all but the first."""
-    first_size, num_halvings = STAGES[size]
-    layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
-    for _ in range(num_halvings - 1):
-        layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=norm == "none"), norm2d(norm, 2 * width), nn.LeakyReLU(0.2, inplace=True)]
-        width *= 2
-    return nn.Sequential(*layers, nn.Flatten()), width * first_size * first_size
 
 
 def embedding(num_classes: int, size: int) -> nn.Linear:
@@ -174,17 +152,12 @@ class Cgan(Architecture):
     )
 
     def check(self, data: DataSpec) -> None:
-        _, height, width = data.shape
         if data.class_names is None:
             raise UnsuitableDataError(
                 "cgan needs the class of every image, and this data set has none; add a set with classes, a folder with one sub-folder"
                 " a class say, or choose an architecture that takes no labels"
             )
-        if height != width or height not in STAGES:
-            raise UnsuitableDataError(
-                f"cgan makes square images of {', '.join(map(str, STAGES))} pixels, and these are {width} x {height};"
-                " add the data set again with --size"
-            )
+        check_square(self.key, data, largest=128)
 
     def games(self, data: DataSpec, terms: Terms) -> dict[str, Game]:
         assert data.class_names is not None, "checked by `check`"

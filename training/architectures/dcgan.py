@@ -19,14 +19,10 @@ from training.game import (
     Player,
     ScoreKind,
     Terms,
-    UnsuitableDataError,
     latent_game,
     latent_players,
 )
-from training.layers import initialise_normal, norm2d
-
-# image size -> (first size, number of doublings)
-STAGES = {16: (4, 2), 28: (7, 2), 32: (4, 3), 64: (4, 4), 128: (4, 5)}
+from training.layers import STAGES, check_square, growing, initialise_normal, shrinking
 
 
 class Generator(nn.Module):
@@ -34,14 +30,11 @@ class Generator(nn.Module):
 
     def __init__(self, latent_size: int, width: int, channels: int, size: int) -> None:
         super().__init__()
-        first_size, num_doublings = STAGES[size]
-        wide = width * 2 ** (num_doublings - 1)
-        layers = [nn.Unflatten(1, (latent_size, 1, 1)), nn.ConvTranspose2d(latent_size, wide, first_size, bias=False)]
-        for _ in range(num_doublings - 1):
-            layers += [nn.BatchNorm2d(wide), nn.ReLU(inplace=True), nn.ConvTranspose2d(wide, wide // 2, 4, 2, 1, bias=False)]
-            wide //= 2
-        layers += [nn.BatchNorm2d(wide), nn.ReLU(inplace=True), nn.ConvTranspose2d(wide, channels, 4, 2, 1), nn.Tanh()]
-        self.layers = nn.Sequential(*layers)
+        first, *others = growing(latent_size, width, channels, size)
+        layers: list[nn.Module] = [nn.Unflatten(1, (latent_size, 1, 1)), first]
+        for layer in others:
+            layers += [nn.BatchNorm2d(layer.in_channels), nn.ReLU(inplace=True), layer]
+        self.layers = nn.Sequential(*layers, nn.Tanh())
         self.apply(initialise_normal)
 
     def forward(self, latent: Tensor) -> Tensor:
@@ -54,12 +47,8 @@ class Discriminator(nn.Module):
 
     def __init__(self, width: int, channels: int, size: int, norm: Norm) -> None:
         super().__init__()
-        first_size, num_halvings = STAGES[size]
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
-        for _ in range(num_halvings - 1):
-            layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=norm == "none"), norm2d(norm, 2 * width), nn.LeakyReLU(0.2, inplace=True)]
-            width *= 2
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, 1, first_size))
+        layers, num_channels = shrinking(channels, width, size, norm)
+        self.layers = nn.Sequential(*layers, nn.Conv2d(num_channels, 1, STAGES[size][0]))
         self.apply(initialise_normal)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -81,12 +70,7 @@ class Dcgan(Architecture):
     )
 
     def check(self, data: DataSpec) -> None:
-        _, height, width = data.shape
-        if height != width or height not in STAGES:
-            raise UnsuitableDataError(
-                f"dcgan makes square images of {', '.join(map(str, STAGES))} pixels, and these are {width} x {height};"
-                " add the data set again with --size"
-            )
+        check_square(self.key, data, largest=128)
 
     def games(self, data: DataSpec, terms: Terms) -> dict[str, Game]:
         channels, size, _ = data.shape

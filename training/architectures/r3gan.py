@@ -29,9 +29,8 @@ from training.game import (
     latent_game,
     latent_players,
 )
+from training.layers import STAGES, check_square
 
-# image size -> (first size, number of doublings)
-STAGES = {16: (4, 2), 28: (7, 2), 32: (4, 3), 64: (4, 4), 128: (4, 5), 256: (4, 6)}
 # The paper's are named after what they were made for; `small` is ours, for two cores of a processor.
 PRESETS: dict[str, dict[str, int]] = {
     "small": {"group_width": 16, "width": 16, "max_width": 128, "blocks": 1},
@@ -240,12 +239,7 @@ class R3gan(Architecture):
         return max_width
 
     def check(self, data: DataSpec) -> None:
-        _, height, width = data.shape
-        if height != width or height not in STAGES:
-            raise UnsuitableDataError(
-                f"{self.key} makes square images of {', '.join(map(str, STAGES))} pixels, and these are {width} x {height};"
-                " add the data set again with --size"
-            )
+        check_square(self.key, data, largest=256)
 
     def games(self, data: DataSpec, terms: Terms) -> dict[str, Game]:
         generator = Generator(self.growing(self.latent_size, data.shape))
