@@ -10,6 +10,7 @@ import pkgutil
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, JsonValue, ValidationError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 NO_PENALTY = "none"
 
 Options = TypeVar("Options", bound=BaseModel)
+Keyed = TypeVar("Keyed", "AdversarialLoss", "Penalty")
 
 
 class ConfigError(UserError):
@@ -56,8 +58,7 @@ def losses() -> dict[str, type["AdversarialLoss"]]:
     """Every loss by its key: the classes of `training/losses.py`."""
     from training import losses as module
 
-    classes = [member for _, member in inspect.getmembers(module, inspect.isclass) if issubclass(member, module.AdversarialLoss)]
-    return {member.key: member for member in classes if hasattr(member, "key")}
+    return _keyed(module, module.AdversarialLoss)
 
 
 @cache
@@ -65,8 +66,13 @@ def penalties() -> dict[str, type["Penalty"]]:
     """Every penalty by its key: the classes of `training/penalties.py`."""
     from training import penalties as module
 
-    classes = [member for _, member in inspect.getmembers(module, inspect.isclass) if issubclass(member, module.Penalty)]
-    return {member.key: member for member in classes if member is not module.Penalty}
+    return _keyed(module, module.Penalty)
+
+
+def _keyed(module: ModuleType, kind: type[Keyed]) -> dict[str, type[Keyed]]:
+    """The classes of a kind that a config can name; one without a key is a base."""
+    found = [member for _, member in inspect.getmembers(module, inspect.isclass) if issubclass(member, kind)]
+    return {member.key: member for member in found if hasattr(member, "key")}
 
 
 def extractors() -> dict[str, str]:

@@ -22,6 +22,14 @@ class Penalty(BaseModel):
     key: ClassVar[str]
     source: ClassVar[str]
 
+    def points(self, real: Tensor, fake: Tensor, random: torch.Generator) -> tuple[Tensor, ...]:
+        """The batches of images (N, C, H, W) at which the gradient is looked at."""
+        raise NotImplementedError
+
+    def cost(self, gradient: Tensor) -> Tensor:
+        """What the gradients (N, C*H*W) of one batch cost: a scalar, >= 0."""
+        raise NotImplementedError
+
     def __call__(self, discriminate: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, random: torch.Generator) -> Tensor:
         """The penalty's value.
 
@@ -33,7 +41,8 @@ class Penalty(BaseModel):
         Returns:
             Scalar, >= 0, differentiable with respect to the discriminator's weights.
         """
-        raise NotImplementedError
+        costs = [self.cost(gradient) for gradient in gradients(discriminate, *self.points(real, fake, random))]
+        return torch.stack(costs).sum()
 
 
 def gradients(discriminate: Callable[[Tensor], Tensor], *images: Tensor) -> list[Tensor]:
@@ -43,7 +52,16 @@ def gradients(discriminate: Callable[[Tensor], Tensor], *images: Tensor) -> list
     return [gradient.flatten(1) for gradient in torch.autograd.grad(torch.cat(scores).sum(), leaves, create_graph=True)]
 
 
-class R1(Penalty):
+class _ToZero(Penalty):
+    """weight / 2 * E |grad D(x)|^2."""
+
+    weight: Weight = Field(default=1.0, description="gamma; larger images want more, about in proportion to their pixels.")
+
+    def cost(self, gradient: Tensor) -> Tensor:
+        return self.weight / 2 * gradient.square().sum(1).mean()
+
+
+class R1(_ToZero):
     """weight / 2 * E |grad D(x)|^2 on real images: the discriminator lies flat on the data.
 
     Source: Mescheder, Geiger and Nowozin 2018, arXiv:1801.04406, equation 9.
@@ -52,14 +70,11 @@ class R1(Penalty):
     key: ClassVar[str] = "r1"
     source: ClassVar[str] = "Mescheder, Geiger and Nowozin 2018, arXiv:1801.04406, equation 9"
 
-    weight: Weight = Field(default=1.0, description="gamma; larger images want more, about in proportion to their pixels.")
-
-    def __call__(self, discriminate: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, random: torch.Generator) -> Tensor:
-        (gradient,) = gradients(discriminate, real)
-        return self.weight / 2 * gradient.square().sum(1).mean()
+    def points(self, real: Tensor, fake: Tensor, random: torch.Generator) -> tuple[Tensor, ...]:
+        return (real,)
 
 
-class R2(Penalty):
+class R2(_ToZero):
     """weight / 2 * E |grad D(x)|^2 on generated images.
 
     Source: Mescheder, Geiger and Nowozin 2018, arXiv:1801.04406, equation 10.
@@ -68,14 +83,11 @@ class R2(Penalty):
     key: ClassVar[str] = "r2"
     source: ClassVar[str] = "Mescheder, Geiger and Nowozin 2018, arXiv:1801.04406, equation 10"
 
-    weight: Weight = Field(default=1.0, description="gamma; larger images want more, about in proportion to their pixels.")
-
-    def __call__(self, discriminate: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, random: torch.Generator) -> Tensor:
-        (gradient,) = gradients(discriminate, fake)
-        return self.weight / 2 * gradient.square().sum(1).mean()
+    def points(self, real: Tensor, fake: Tensor, random: torch.Generator) -> tuple[Tensor, ...]:
+        return (fake,)
 
 
-class R1R2(Penalty):
+class R1R2(_ToZero):
     """R1 and R2 with one weight, in one pass backward.
 
     Source: Huang et al. 2024, arXiv:2501.05441, section 2.
@@ -84,14 +96,23 @@ class R1R2(Penalty):
     key: ClassVar[str] = "r1-r2"
     source: ClassVar[str] = "Huang et al. 2024, arXiv:2501.05441, section 2"
 
-    weight: Weight = Field(default=1.0, description="gamma; larger images want more, about in proportion to their pixels.")
-
-    def __call__(self, discriminate: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, random: torch.Generator) -> Tensor:
-        of_real, of_fake = gradients(discriminate, real, fake)
-        return self.weight / 2 * (of_real.square().sum(1).mean() + of_fake.square().sum(1).mean())
+    def points(self, real: Tensor, fake: Tensor, random: torch.Generator) -> tuple[Tensor, ...]:
+        return real, fake
 
 
-class GradientPenalty(Penalty):
+class _ToNorm(Penalty):
+    """weight * E (|grad D(x)| - target_norm)^2."""
+
+    weight: Weight = Field(default=10.0, description="lambda.")
+    target_norm: Weight = Field(default=1.0, description="The gradient's norm that costs nothing, k.")
+
+    def cost(self, gradient: Tensor) -> Tensor:
+        # the root has no slope at 0, where a fresh or dead discriminator may be
+        norms = (gradient.square().sum(1) + 1e-12).sqrt()
+        return self.weight * (norms - self.target_norm).square().mean()
+
+
+class GradientPenalty(_ToNorm):
     """weight * E (|grad D(x)| - target_norm)^2 at random points between a real image and a generated one.
 
     Source: Gulrajani et al. 2017, arXiv:1704.00028, equation 3.
@@ -100,15 +121,11 @@ class GradientPenalty(Penalty):
     key: ClassVar[str] = "gradient-penalty"
     source: ClassVar[str] = "Gulrajani et al. 2017, arXiv:1704.00028, equation 3"
 
-    weight: Weight = Field(default=10.0, description="lambda.")
-    target_norm: Weight = Field(default=1.0, description="The gradient's norm that costs nothing, k.")
-
-    def __call__(self, discriminate: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, random: torch.Generator) -> Tensor:
-        share = torch.rand(len(real), 1, 1, 1, generator=random, dtype=real.dtype, device=real.device)
-        return _to_norm(discriminate, torch.lerp(fake, real, share), self.weight, self.target_norm)
+    def points(self, real: Tensor, fake: Tensor, random: torch.Generator) -> tuple[Tensor, ...]:
+        return (torch.lerp(fake, real, _shares(real, random)),)
 
 
-class Dragan(Penalty):
+class Dragan(_ToNorm):
     """weight * E (|grad D(x)| - target_norm)^2 around real images.
 
     Source: Kodali et al. 2017, arXiv:1705.07215, with the noise of the authors' code: uniform up to half the batch's deviation, and at
@@ -118,17 +135,11 @@ class Dragan(Penalty):
     key: ClassVar[str] = "dragan"
     source: ClassVar[str] = "Kodali et al. 2017, arXiv:1705.07215"
 
-    weight: Weight = Field(default=10.0, description="lambda.")
-    target_norm: Weight = Field(default=1.0, description="The gradient's norm that costs nothing, k.")
-
-    def __call__(self, discriminate: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, random: torch.Generator) -> Tensor:
+    def points(self, real: Tensor, fake: Tensor, random: torch.Generator) -> tuple[Tensor, ...]:
         noise = torch.rand(real.shape, generator=random, dtype=real.dtype, device=real.device)
-        share = torch.rand(len(real), 1, 1, 1, generator=random, dtype=real.dtype, device=real.device)
-        return _to_norm(discriminate, real + share * 0.5 * real.std() * noise, self.weight, self.target_norm)
+        return (real + _shares(real, random) * 0.5 * real.std() * noise,)
 
 
-def _to_norm(discriminate: Callable[[Tensor], Tensor], images: Tensor, weight: float, target_norm: float) -> Tensor:
-    (gradient,) = gradients(discriminate, images)
-    # the root has no slope at 0, where a fresh or dead discriminator may be
-    norms = (gradient.square().sum(1) + 1e-12).sqrt()
-    return weight * (norms - target_norm).square().mean()
+def _shares(images: Tensor, random: torch.Generator) -> Tensor:
+    """(N, 1, 1, 1), uniform from 0 to 1."""
+    return torch.rand(len(images), 1, 1, 1, generator=random, dtype=images.dtype, device=images.device)
