@@ -96,7 +96,7 @@ class JobService:
 
     def _create(self, id: str, config: TrainConfig) -> None:
         try:
-            resolved = catalog.resolve(config, self._worker.datasets, self._worker.repositories)
+            resolved = catalog.resolve(config, self._worker.datasets, self._worker.repositories, self._worker.weights)
         except catalog.ConfigError as error:
             fields = tuple(FieldError(pointer=pointer, message=message) for pointer, message in error.errors)
             raise Invalid(str(error), errors=fields) from error

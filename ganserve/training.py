@@ -4,13 +4,16 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from pydantic import ConfigDict, Field
 
 from ganserve.places import Device, Repositories, State, Threads, settings
 from training.contract import Augmentations, OptimizerConfig, TrainConfig, UserError
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 
 class OptimizerFlags(OptimizerConfig):
@@ -80,7 +83,7 @@ def train(
         found.models[0].mkdir(parents=True, exist_ok=True)
     except OSError as error:  # better now than after the training
         raise UserError(f"--models {found.models[0]} cannot be published into: {error.strerror}") from error
-    folder = _prepare(flags, resume, run_dir, found.datasets, found.state / "runs", found.models)
+    folder = _prepare(flags, resume, run_dir, found)
     print(f"run directory: {folder}", file=sys.stderr)
     with telling() as listener:
         code = work(folder, Places(found.datasets, found.models, found.weights), on, listener, found.threads)
@@ -95,9 +98,7 @@ def train(
     return 0
 
 
-def _prepare(
-    flags: TrainFlags, resume: Path | None, run_dir: Path | None, datasets: Path, runs_folder: Path, models: tuple[Path, ...]
-) -> Path:
+def _prepare(flags: TrainFlags, resume: Path | None, run_dir: Path | None, found: "Settings") -> Path:
     """The run directory, made where it is a new run."""
     from training.files import runs
 
@@ -109,9 +110,9 @@ def _prepare(
         return resume
     from training.catalog import resolve
 
-    config = resolve(flags.config(), datasets, models)
+    config = resolve(flags.config(), found.datasets, found.models, found.weights)
     id = runs.new_id()
-    folder = run_dir or runs_folder / f"{config.model_name}-{id}"
+    folder = run_dir or found.state / "runs" / f"{config.model_name}-{id}"
     try:
         runs.create(folder, config, id)
     except OSError as error:

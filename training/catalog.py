@@ -125,6 +125,22 @@ def _idle_fields(config: TrainConfig, combination: "Combination") -> list[tuple[
     return [(f"/{field}", f"has no effect, as these options train no discriminator; leave {field} out, or change them") for field in idle]
 
 
+def _missing_weights(config: TrainConfig, combination: "Combination", weights: Path) -> list[tuple[str, str]]:
+    from training.features import BY_HAND
+
+    wanted = {f"/options/{option}": network for option, network in combination.architecture.pretrained.items()}
+    if config.num_evaluated:
+        wanted["/extractor"] = config.extractor
+    return [
+        (
+            pointer,
+            f"{network} needs {BY_HAND[network]} in the folder of weights, and none is ever downloaded; put it there, or choose another",
+        )
+        for pointer, network in wanted.items()
+        if network in BY_HAND and not (weights / BY_HAND[network]).is_file()
+    ]
+
+
 def _evaluation_errors(config: TrainConfig) -> list[tuple[str, str]]:
     if config.num_evaluated == 0:
         without_effect = [
@@ -160,12 +176,13 @@ def _options(
         return None
 
 
-def resolve(config: TrainConfig, datasets_folder: Path, repositories: tuple[Path, ...]) -> TrainConfig:
+def resolve(config: TrainConfig, datasets_folder: Path, repositories: tuple[Path, ...], weights: Path = Path("weights")) -> TrainConfig:
     """The config with every default filled in, checked against its data set before any work.
 
     Args:
         datasets_folder: of registered data sets.
         repositories: where `initial_model` is looked up, and where its name will be published.
+        weights: the folder of weights files that were put there by hand.
 
     Raises:
         ConfigError: it cannot be run; each reason with its field.
@@ -176,6 +193,8 @@ def resolve(config: TrainConfig, datasets_folder: Path, repositories: tuple[Path
 
     config = _follow_recipes(_follow_initial_model(config, repositories))
     combination = build(config)
+    if missing := _missing_weights(config, combination, weights):
+        raise ConfigError(missing)
     try:
         card = read_card(config.dataset, datasets_folder)
         combination.architecture.check(DataSpec.of(card))

@@ -136,6 +136,11 @@ class Architecture(BaseModel):
         """Whether a discriminator is trained at all."""
         return True
 
+    @property
+    def pretrained(self) -> Mapping[str, str]:
+        """Options that name a pretrained network which training will look at, and the network."""
+        return {}
+
     def check(self, data: DataSpec) -> None:
         """Raise UnsuitableDataError where `games` could not build networks for the data."""
 

@@ -307,6 +307,21 @@ def test_an_unknown_extractor_lists_the_known_ones(datasets_folder: Path) -> Non
     assert refused(datasets_folder, extractor="vgg") == [("/extractor", f"'vgg' is unknown; known: {', '.join(catalog.extractors())}")]
 
 
+def test_weights_that_are_put_there_by_hand_and_are_not_there_are_refused_before_any_work(datasets_folder: Path, tmp_path: Path) -> None:
+    for values, pointer, file in (
+        ({"extractor": "inception-v3"}, "/extractor", "inception-v3.pth"),
+        ({"architecture": "srgan", "options": {"content": "vgg19"}, "batch_size": 20}, "/options/content", "vgg19.pth"),
+    ):
+        asked = config(**({"batch_size": 20} | values))
+        with pytest.raises(ConfigError) as caught:
+            catalog.resolve(asked, datasets_folder, (), tmp_path)
+        ((where, message),) = caught.value.errors
+        assert where == pointer
+        assert message.endswith(f"needs {file} in the folder of weights, and none is ever downloaded; put it there, or choose another")
+        (tmp_path / file).touch()
+        catalog.resolve(asked, datasets_folder, (), tmp_path)
+
+
 def test_what_says_how_to_evaluate_is_refused_where_nothing_is_evaluated(datasets_folder: Path) -> None:
     message = "has no effect where num_evaluated is 0; leave {} out, or num_evaluated"
     assert refused(datasets_folder, num_evaluated=0, extractor="inception-v3", evaluation_images=5) == [

@@ -10,11 +10,9 @@ from torchvision.transforms.v2.functional import gaussian_blur, normalize
 from training import datasets
 from training.contract import UserError
 from training.data import to_images
-from training.features import EXTRACTORS
+from training.features import BY_HAND, EXTRACTORS
 from training.features.efficientnet import EfficientNetLite0
 from training.features.extractors import FeatureExtractor, feature_extractor
-from training.features.inception import FILE as INCEPTION_FILE
-from training.features.vgg import FILE as VGG_FILE
 from training.features.vgg import LAYERS, VGG19
 from training.metrics import kernel_distance
 
@@ -38,7 +36,7 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     network = torchvision.models.inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)
-    torch.save(network.state_dict(), folder / INCEPTION_FILE)
+    torch.save(network.state_dict(), folder / BY_HAND["inception-v3"])
     return folder
 
 
@@ -88,7 +86,7 @@ def test_vgg19_is_read_from_torchvisions_layout_and_computes_what_torchvisions_d
     theirs = torchvision.models.vgg19(weights=None, num_classes=1).features[:35].eval()
     saved = {f"features.{name}": value for name, value in theirs.state_dict().items()}
     assert [name for name in names if name.startswith("features.")] == list(saved)
-    torch.save(saved | {"classifier.0.weight": torch.zeros(1)}, tmp_path / VGG_FILE)
+    torch.save(saved | {"classifier.0.weight": torch.zeros(1)}, tmp_path / BY_HAND["vgg19"])
     images = torch.rand(1, 3, 16, 32) * 2 - 1
     normalised = normalize(images / 2 + 0.5, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     found = VGG19.from_weights(tmp_path)(images)
@@ -104,7 +102,7 @@ def test_vgg19_without_its_file_says_what_to_put_where(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04", b"\x80\x02}q\x00."], ids=["empty", "text", "zip", "pickle"])
 def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / VGG_FILE).write_bytes(content)
+    (tmp_path / BY_HAND["vgg19"]).write_bytes(content)
     with pytest.raises(UserError, match=r"vgg19.pth holds no weights that can be read; put"):
         VGG19.from_weights(tmp_path)
 
@@ -119,7 +117,7 @@ def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, content: bytes)
     ],
 )
 def test_weights_of_another_network_are_refused(tmp_path: Path, saved: object, message: str) -> None:
-    torch.save(saved, tmp_path / VGG_FILE)
+    torch.save(saved, tmp_path / BY_HAND["vgg19"])
     with pytest.raises(UserError, match=message):
         VGG19.from_weights(tmp_path)
 
@@ -150,10 +148,10 @@ def test_inception_without_its_file_is_unavailable(tmp_path: Path) -> None:
 
 
 def test_torchvisions_inception_is_not_taken_for_the_fids(tmp_path: Path) -> None:
-    torch.save({"fc.weight": torch.zeros(1000, 2048)}, tmp_path / INCEPTION_FILE)
+    torch.save({"fc.weight": torch.zeros(1000, 2048)}, tmp_path / BY_HAND["inception-v3"])
     with pytest.raises(UserError, match=r"fc.weight is \(1000, 2048\) and \(1008, 2048\) is wanted; put TensorFlow's"):
         feature_extractor("inception-v3", tmp_path, CPU)
-    torch.save({"fc.weight": torch.zeros(1008, 2048)}, tmp_path / INCEPTION_FILE)
+    torch.save({"fc.weight": torch.zeros(1008, 2048)}, tmp_path / BY_HAND["inception-v3"])
     with pytest.raises(UserError, match=r"holds the weights of another network; put TensorFlow's"):
         feature_extractor("inception-v3", tmp_path, CPU)
 

@@ -252,6 +252,10 @@ class Srgan(Architecture):
     def is_adversarial(self) -> bool:
         return self.pixel_phase < 1
 
+    @property
+    def pretrained(self) -> Mapping[str, str]:
+        return {"content": self.content} if self.is_adversarial else {}
+
     def check(self, data: DataSpec) -> None:
         channels, height, width = data.shape
         if height % self.scale or width % self.scale or min(height, width) < SMALLEST_SIDE:

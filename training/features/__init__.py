@@ -10,3 +10,5 @@ EXTRACTORS = {
     "digits-classifier": "MNIST; trained by this project",
     "fashion-classifier": "Fashion-MNIST; trained by this project",
 }
+# a network whose weights are put into the folder of weights by hand -> the file's name there
+BY_HAND = {"inception-v3": "inception-v3.pth", "vgg19": "vgg19.pth"}

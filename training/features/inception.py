@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from training.contract import UserError
+from training.features import BY_HAND
 from training.features.weights import check_fits, read_weights
 from training.files.directories import sha256_of
 
-FILE = "inception-v3.pth"
 NUM_FEATURES, NUM_CLASSES = 2048, 1008
 WHAT = "TensorFlow's Inception of 2015-12-05 as a state dict (pt_inception-2015-12-05-6726825d.pth)"
 FID_SHA256 = "6726825d"  # begins the hash of the weights that the FID is defined on; by its habit torch names a file by it
@@ -29,7 +29,7 @@ class InceptionV3(nn.Module):
             UserError: there is no such file, it holds something else, or torch-fidelity is not installed.
         """
         super().__init__()
-        path = folder / FILE
+        path = folder / BY_HAND["inception-v3"]
         # theirs would run what a file says; one that is read here holds tensors and nothing else
         found = read_weights(path, WHAT)
         check_fits(found, {"fc.weight": torch.empty(NUM_CLASSES, NUM_FEATURES)}, path, WHAT)

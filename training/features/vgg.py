@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from training.features import BY_HAND
 from training.features.weights import check_fits, read_weights
 
-FILE = "vgg19.pth"
 WHAT = "the state dict of torchvision's vgg19 for ImageNet (vgg19-dcbb9e9d.pth)"
 # channels of each convolution; None halves the size
 LAYERS = (64, 64, None, 128, 128, None, 256, 256, 256, 256, None, 512, 512, 512, 512, None, 512, 512, 512, 512)
@@ -45,10 +45,10 @@ class VGG19(nn.Module):
         Raises:
             UserError: there is no such file, or it holds something else.
         """
-        found = read_weights(folder / FILE, WHAT)
+        found = read_weights(folder / BY_HAND["vgg19"], WHAT)
         network = cls()
         expected = network.state_dict()
-        check_fits(found, expected, folder / FILE, WHAT)
+        check_fits(found, expected, folder / BY_HAND["vgg19"], WHAT)
         network.load_state_dict({name: found[name] for name in expected})
         return network
 
