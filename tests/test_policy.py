@@ -30,7 +30,7 @@ IMPORTS = (
     ("training.files.pictures", "training.contract", "PIL numpy"),
     ("training.files.*", "training.contract training.files.*", "pydantic"),
     ("training.architectures.*", "training.contract training.game training.layers training.features.*", "torch pydantic"),
-    ("training.features.inception", "training.contract training.features.* training.files.*", "torch torch_fidelity"),
+    ("training.features.inception", "training.contract training.features training.features.* training.files.*", "torch torch_fidelity"),
     ("training.losses", "training.penalties", "torch pydantic"),
     ("training.game", "training.contract", "torch pydantic"),
     ("training.dataset*", "training.contract training.files.* training.dataset*", "numpy pydantic PIL torchvision gdown"),
