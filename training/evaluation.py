@@ -1,5 +1,6 @@
 """What a run is judged by: generated images against held-out ones, in features, or pixel by pixel where each has its own target."""
 
+import logging
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,8 @@ from training.metrics import (
     ssim,
 )
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Evaluator:
@@ -45,7 +48,9 @@ class Evaluator:
             UserError: the config's extractor is unknown or its weights are not to be had.
         """
         some = held_out.some(config.num_evaluated)
-        return cls(some, feature_extractor(config.extractor, weights, device))
+        extractor = feature_extractor(config.extractor, weights, device)
+        _log.info("evaluating on %d held-out images with %s, sha256 %s", len(some.images), extractor.name, extractor.sha256)
+        return cls(some, extractor)
 
     def quick(self, generated: Tensor) -> dict[str, float]:
         """What is cheap enough to be asked for often.

@@ -39,12 +39,6 @@ class FeatureStatistics:
         self._sum += rows.sum(0)
         self._products += rows.T @ rows
 
-    def merge(self, other: "FeatureStatistics") -> None:
-        """Take in what another has seen."""
-        self.num_rows += other.num_rows
-        self._sum += other._sum
-        self._products += other._products
-
     @property
     def mean(self) -> Tensor:
         """(D,)."""

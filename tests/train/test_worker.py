@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -385,7 +386,9 @@ def test_the_state_that_was_evaluated_best_is_published_and_not_the_last(bench: 
     weights = published(bench, "mine", 1)
     assert all(torch.equal(value, average[name]) for name, value in weights.items())
     assert set(status.progress.evaluation) == set(evaluations(run)[240])
-    assert f"publishing the best state, of {best} images" in (run / runs.LOG).read_text()
+    log = (run / runs.LOG).read_text()
+    assert re.search(r"evaluating on 12 held-out images with efficientnet-lite0, sha256 [0-9a-f]{64}\n", log)
+    assert f"publishing the best state, of {best} images" in log
 
 
 def test_a_run_killed_anywhere_publishes_the_same_best_state(bench: Bench, make_config: MakeConfig) -> None:

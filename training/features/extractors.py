@@ -8,12 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.classifier import NUM_FEATURES, Classifier, load_classifier, read_card
+from training.classifier import Classifier, load_classifier, read_card
 from training.contract import UserError
 from training.features import EXTRACTORS
-from training.features.efficientnet import NUM_FEATURES as NUM_EFFICIENTNET_FEATURES
-from training.features.efficientnet import EfficientNetLite0, weights_file
-from training.features.inception import NUM_FEATURES as NUM_INCEPTION_FEATURES
+from training.features.efficientnet import NUM_FEATURES, EfficientNetLite0, weights_file
 from training.features.inception import InceptionV3
 from training.files.directories import sha256_of
 
@@ -25,11 +23,10 @@ EFFICIENTNET_SIZE = 64  # pixels a side
 class FeatureExtractor:
     """Images to features, each image by itself.
 
-    name: one of `EXTRACTORS`; dimension: features an image; sha256: of the file of weights; network: frozen, on the device.
+    name: one of `EXTRACTORS`; sha256: of the file of weights; network: frozen, on the device.
     """
 
     name: str
-    dimension: int
     sha256: str
     network: nn.Module
     device: torch.device
@@ -47,7 +44,7 @@ class FeatureExtractor:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, dimension) float32 on the CPU, of images (N, 1 or 3, H, W) in [-1, 1]; values outside are clamped."""
+        """(N, D) float32 on the CPU, of images (N, 1 or 3, H, W) in [-1, 1]; values outside are clamped."""
         parts = [self.network(part.to(self.device, torch.float32).clamp(-1, 1)).cpu() for part in torch.split(images, NUM_AT_ONCE)]
         return torch.cat(parts)
 
@@ -65,11 +62,11 @@ def feature_extractor(name: str, weights: Path, device: torch.device) -> Feature
         raise UserError(f"there is no feature extractor {ascii(name)[:80]}; there are: {', '.join(EXTRACTORS)}")
     if name == "efficientnet-lite0":
         efficientnet = EfficientNetFeatures().to(device)
-        return FeatureExtractor(name, NUM_EFFICIENTNET_FEATURES, sha256_of(weights_file()), efficientnet, device)
+        return FeatureExtractor(name, sha256_of(weights_file()), efficientnet, device)
     if name == "inception-v3":
         inception = InceptionV3(weights).to(device)
-        return FeatureExtractor(name, NUM_INCEPTION_FEATURES, inception.sha256, inception, device)
-    return FeatureExtractor(name, NUM_FEATURES, read_card(name).weights.sha256, ClassifierFeatures(name).to(device), device)
+        return FeatureExtractor(name, inception.sha256, inception, device)
+    return FeatureExtractor(name, read_card(name).weights.sha256, ClassifierFeatures(name).to(device), device)
 
 
 class EfficientNetFeatures(nn.Module):
@@ -88,7 +85,7 @@ class EfficientNetFeatures(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         size = (EFFICIENTNET_SIZE, EFFICIENTNET_SIZE)
         resized = F.interpolate(images.expand(-1, 3, -1, -1), size, mode="bicubic", antialias=True, align_corners=False)
-        scaled: Tensor = F.normalize(self.network.pooled(resized.clamp(-1, 1))) * math.sqrt(NUM_EFFICIENTNET_FEATURES)
+        scaled: Tensor = F.normalize(self.network.pooled(resized.clamp(-1, 1))) * math.sqrt(NUM_FEATURES)
         return scaled
 
 
