@@ -287,15 +287,19 @@ def test_all_are_served_in_one_process_without_the_network_classes(repository: P
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Dataset]:
-    """The left half is dark, the right one light, by class: 0.9, 0.3 or 0.6; the sources are the negatives. Pixels have a little noise."""
+    """The right half is lighter than the left, how much is the class's; the sources are the negatives. Pixels have a little noise.
+
+    Where labels are taken, one class is the other way round: who does not look at them stays at 0.78 of the distance.
+    """
     folder = tmp_path_factory.mktemp("halves")
 
     def made(key: str) -> Dataset:
         data, random = data_for(key), np.random.default_rng(0)
         channels, height, width = data.shape
         labels = np.arange(120, dtype=np.int64) % len(CLASSES)
+        amplitudes = np.array([0.9, 0.6, -0.3] if "label" in ARCHITECTURES[key].inputs else [0.9, 0.3, 0.6])
         sides = np.where(np.arange(width) < width // 2, -1.0, 1.0)
-        images = np.array([0.9, 0.3, 0.6])[labels][:, None, None, None] * sides + random.normal(0, 0.03, (120, channels, height, width))
+        images = amplitudes[labels][:, None, None, None] * sides + random.normal(0, 0.03, (120, channels, height, width))
         pixels = ((images + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
         about = About(data.shape, "a test", "CC0", data.class_names, data.source_shape)
         return register(folder, about, Batch(pixels, labels, sources=255 - pixels))
@@ -336,7 +340,7 @@ def check_learning(key: str, loss: str, dataset: Dataset) -> None:
     before = distance(architecture, players(), dataset)
     training.run(Deaf())
     after = distance(architecture, players(), dataset)
-    assert after < 0.4 * before
+    assert after < (0.5 if "label" in architecture.inputs else 0.4) * before
 
 
 class Deaf:
