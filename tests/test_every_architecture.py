@@ -297,12 +297,13 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Dataset]
         data, random = data_for(key), np.random.default_rng(0)
         channels, height, width = data.shape
         labels = np.arange(120, dtype=np.int64) % len(CLASSES)
-        amplitudes = np.array([0.9, 0.6, -0.3] if "label" in ARCHITECTURES[key].inputs else [0.9, 0.3, 0.6])
+        labelled = "label" in ARCHITECTURES[key].inputs
+        amplitudes = np.array([0.9, 0.6, -0.3] if labelled else [0.9, 0.3, 0.6])
         sides = np.where(np.arange(width) < width // 2, -1.0, 1.0)
         images = amplitudes[labels][:, None, None, None] * sides + random.normal(0, 0.03, (120, channels, height, width))
         pixels = ((images + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
         about = About(data.shape, "a test", "CC0", data.class_names, data.source_shape)
-        return register(folder, about, Batch(pixels, labels, sources=255 - pixels))
+        return register(folder / ("labelled" if labelled else "plain"), about, Batch(pixels, labels, sources=255 - pixels))
 
     return made
 
