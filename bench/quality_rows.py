@@ -59,7 +59,7 @@ ROWS = (
         num_seeds=3,
         extractor="digits-classifier",
         classifier="digits-classifier",
-        ours={"loss_options": {"label_smoothing": 0.1}, "learning_rate_schedule": "linear"},
+        ours={"loss_options": {"label_smoothing": 0.1}},
     ),
     Row(
         "mlp on fashion",
@@ -69,7 +69,7 @@ ROWS = (
         num_seeds=3,
         extractor="fashion-classifier",
         classifier="fashion-classifier",
-        ours={"loss_options": {"label_smoothing": 0.1}, "learning_rate_schedule": "linear"},
+        ours={"loss_options": {"label_smoothing": 0.1}},
     ),
     Row(
         "dcgan on fashion",
