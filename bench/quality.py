@@ -136,6 +136,7 @@ class Book:
 
     def add(self, run: Run, line: dict[str, object]) -> None:
         with self.lock:
+            self.lines = Book.read(self.path).lines  # another process may have written meanwhile
             self.lines = [old for old in self.lines if (old["row"], old["recipe"], old["seed"]) != run.key] + [line]
             order = {row.name: index for index, row in enumerate(ROWS)}
             self.lines.sort(key=lambda each: (order.get(str(each["row"]), 99), str(each["recipe"]), int(str(each["seed"]))))
