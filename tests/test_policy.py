@@ -37,6 +37,8 @@ IMPORTS = (
     ("training.catalog", "training.*", "pydantic"),
     ("training.worker", "training.* !training.architectures.*", "torch"),
     ("training.preparation", "training.* !training.architectures.* !training.worker", "torch"),
+    ("training.blueprint", "training.catalog training.contract training.game", "torch"),
+    ("training.submission", "training.* !training.architectures.* !training.worker", "pydantic"),
     ("training.*", "training.* !training.architectures.* !training.worker !training.catalog", "torch torchvision numpy pydantic"),
     ("app.main", "app.*", "fastapi"),
     ("app.server", "app.*", "uvicorn"),

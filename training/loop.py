@@ -6,7 +6,7 @@ then its moving average.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from training.contract import Metrics, TrainConfig, UserError
 from training.data import Batches
-from training.game import Tensors
+from training.game import Game, Tensors
 from training.match import Match, Rules, move_average
+from training.phases import Phase, phases
 
 EMA_RAMPUP = 0.05  # early on the half-life is at most this share of the images seen (Karras et al. 2020, arXiv:2006.06676)
 METRIC_LINES = 200  # lines of metrics in a whole run
@@ -50,38 +51,6 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True)
-class Phase:
-    """A stretch of the run, from `start` to `end` images, in which one game is played, or its generator warms up.
-
-    The game itself lasts from `game_start` to `game_end`.
-    """
-
-    key: str
-    warming_up: bool
-    start: int
-    end: int
-    game_start: int
-    game_end: int
-
-
-def phases(matches: Mapping[str, Match], total_images: int) -> list[Phase]:
-    """The games' shares of the run, in their order, each with its warm-up before it."""
-    shares = sum(match.game.share for match in matches.values())
-    found: list[Phase] = []
-    begin, played = 0, 0.0
-    for key, match in matches.items():
-        played += match.game.share
-        end = round(total_images * played / shares)
-        warm = begin + round((end - begin) * match.game.warmup_share)
-        if warm > begin:
-            found.append(Phase(key, True, begin, warm, begin, end))
-        if end > warm:
-            found.append(Phase(key, False, warm, end, begin, end))
-        begin = end
-    return found
-
-
-@dataclass(frozen=True)
 class Best:
     """The best evaluation so far: at how many images, and its value."""
 
@@ -97,10 +66,14 @@ class Training:
         self.matches, self.images, self.steps, self.seconds = matches, 0, 0, 0.0
         self.best: Best | None = None
         self._rules, self._batches, self._config, self._random = rules, batches, config, random
-        self._phases = phases(matches, config.total_images)
+        self._phases = phases(self.games, config.total_images)
         self._terms: tuple[str, ...] = ()
         self._window: list[Tensor] = []  # losses since the last line of metrics, not read yet: reading waits for the device
         self._window_start = (0, 0, 0.0)  # images, steps and seconds at that line
+
+    @property
+    def games(self) -> dict[str, Game]:
+        return {key: match.game for key, match in self.matches.items()}
 
     @property
     def phase(self) -> Phase:

@@ -1,7 +1,6 @@
 """From a resolved config to networks, data and optimisers, ready to train or to go on."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from training.datasets import Dataset
 from training.export import MAX_SCORED, NUM_SAMPLES, ExportError, HeldOut, published_weights, script
 from training.files import versions
 from training.game import Architecture, DataSpec, Player, Terms
-from training.loop import Phase, Training, phases
+from training.loop import Training
 from training.match import Match, Rules
 
 NUM_FITTED = 2000  # images that data-dependent constants are measured on
@@ -72,7 +71,6 @@ def prepare(config: TrainConfig, dataset: Dataset, places: Places, device: torch
     for name, player in players.items():
         script(name, player)
     matches = {key: Match.of(game, config, device) for key, game in games.items()}
-    _check_long_enough(config, phases(matches, config.total_images))
     batches = Batches(dataset, parts.train, config.batch_size, torch.Generator().manual_seed(config.seed + 1), device)
     rules = Rules.of(config, combination.loss, combination.penalty)
     training = Training(matches, rules, batches, config, torch.Generator(device).manual_seed(config.seed + 2))
@@ -108,17 +106,6 @@ def _examples(dataset: Dataset, rows: Tensor) -> Tensor:
         labels = torch.from_numpy(dataset.labels[rows.numpy()])
         rows = rows[labels.argsort(stable=True)]
     return evenly(rows, NUM_SAMPLES)
-
-
-def _check_long_enough(config: TrainConfig, stretches: Sequence[Phase]) -> None:
-    """A step may take what is left of one phase and the start of the next."""
-    step = config.batch_size * config.critic_steps
-    shortest = min(phase.end - phase.start for phase in stretches)
-    if len(stretches) > 1 and shortest < 2 * step:
-        raise UserError(
-            f"{config.architecture} is trained in {len(stretches)} phases, and {config.total_images:,} total_images leave {shortest:,} for"
-            f" one of them, less than two steps of {step}; give at least {-(-2 * step * config.total_images // max(shortest, 1)):,}"
-        )
 
 
 def _start_from(reference: str, players: dict[str, Player], places: Places) -> None:

@@ -17,6 +17,7 @@ from training.export import HeldOut, Provenance
 from training.files import versions
 from training.game import Architecture, DataSpec, Terms
 from training.losses import AdversarialLoss
+from training.submission import find_version
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -319,7 +320,30 @@ def test_weights_that_are_put_there_by_hand_and_are_not_there_are_refused_before
         assert where == pointer
         assert message.endswith(f"needs {file} in the folder of weights, and none is ever downloaded; put it there, or choose another")
         (tmp_path / file).touch()
+    catalog.resolve(config(batch_size=20, extractor="inception-v3"), datasets_folder, (), tmp_path)
+    with pytest.raises(ConfigError, match=r"options: .*vgg19.pth holds no weights that can be read; put the state dict of"):
         catalog.resolve(asked, datasets_folder, (), tmp_path)
+
+
+def test_a_run_too_short_for_its_phases_is_refused_with_what_would_do(datasets_folder: Path) -> None:
+    values = {"architecture": "srgan", "options": {"pixel_phase": 0.75, "content": "none"}, "batch_size": 20}
+    ((pointer, message),) = refused(datasets_folder, **values, total_images=120)
+    assert pointer == "/total_images"
+    assert message == (
+        "srgan is trained in 2 phases, and 120 total_images leave 30 for one of them, less than two steps of 20; give at least 160"
+    )
+    catalog.resolve(config(**values, total_images=160), datasets_folder, ())
+
+
+@pytest.mark.parametrize(("field", "value", "other"), [("learning_rate", 1e-3, 1e-4), ("betas", [0.1, 0.9], [0.2, 0.9])])
+def test_a_shared_setting_that_both_networks_override_is_refused(datasets_folder: Path, field: str, value: object, other: object) -> None:
+    own = {"generator": {field: value}, "discriminator": {field: other}, "architecture": "mlp", "batch_size": 20}
+    shared = [0.5, 0.5] if field == "betas" else 0.5
+    assert refused(datasets_folder, **own, **{field: shared}) == [
+        (f"/{field}", f"has no effect, as generator.{field} and discriminator.{field} are given; leave {field} out, or one of them")
+    ]
+    followed(datasets_folder, **own)
+    followed(datasets_folder, **(own | {"discriminator": {}, field: shared}))
 
 
 def test_what_says_how_to_evaluate_is_refused_where_nothing_is_evaluated(datasets_folder: Path) -> None:
@@ -425,6 +449,17 @@ def test_images_of_another_shape_than_the_initial_models_are_refused(tmp_path: P
     ]
 
 
+def test_a_penalty_that_needs_other_layers_than_the_initial_models_is_refused(datasets_folder: Path, repository: Path) -> None:
+    options = catalog.resolve(config(architecture="dcgan", options={"discriminator_width": 4}), datasets_folder, ()).options
+    published(repository, "normed", config={"architecture": "dcgan", "options": options})
+    catalog.resolve(config(initial_model="normed", loss="hinge"), datasets_folder, (repository,))
+    for change in ({"penalty": "r1"}, {"loss": "wasserstein-gp"}, {"spectral_norm": True}):
+        ((pointer, message),) = refused(datasets_folder, repository, initial_model="normed", **change)
+        assert pointer == "/initial_model"
+        assert message.startswith("the discriminator of normed/1 has other layers (")
+        assert "penalty none and spectral_norm false" in message
+
+
 @pytest.mark.parametrize("reference", ["other", "start/9", "start/best", "", "../start", "start/1/1"])
 def test_an_initial_model_that_is_not_there_is_refused(reference: str, datasets_folder: Path, repository: Path) -> None:
     ((pointer, message),) = refused(datasets_folder, repository, initial_model=reference)
@@ -445,6 +480,6 @@ def test_a_damaged_initial_model_is_refused(content: str | None, datasets_folder
 
 
 def test_a_version_is_found_by_its_reference(repository: Path) -> None:
-    found = catalog.find_version("start", (repository,))
+    found = find_version("start", (repository,))
     assert isinstance(found, Manifest)
     assert (found.name, found.version, found.run) == ("start", 1, "first")

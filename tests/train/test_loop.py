@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from training.contract import Metrics, TrainConfig
 from training.game import Round, Tensors
-from training.loop import EMA_RAMPUP, METRIC_LINES, NotFiniteError, Training, _Clock, phases
+from training.loop import EMA_RAMPUP, METRIC_LINES, NotFiniteError, Training, _Clock
 from training.losses import NonSaturating
 from training.match import Match, Rules, move_average
+from training.phases import phases
 
 MakeConfig = Callable[..., TrainConfig]
 MakeTraining = Callable[[TrainConfig], Training]
@@ -482,7 +483,7 @@ def test_a_run_of_several_games_and_warm_ups_resumes_bit_for_bit(make_config: Ma
 
 def test_phases_are_shares_of_the_run_each_game_with_its_warm_up_first(make_config: MakeConfig, make_training: MakeTraining) -> None:
     training, _ = two_games(make_config(), make_training, warmup_share=0.5)
-    found = [(phase.key, phase.warming_up, phase.start, phase.end) for phase in phases(training.matches, 400)]
+    found = [(phase.key, phase.warming_up, phase.start, phase.end) for phase in phases(training.games, 400)]
     assert found == [("coarse", True, 0, 50), ("coarse", False, 50, 100), ("fine", True, 100, 250), ("fine", False, 250, 400)]
 
 
@@ -520,7 +521,7 @@ def two_games(config: TrainConfig, make_training: MakeTraining, warmup_share: fl
         return replace(match, game=replace(match.game, deal=deal, share=share, **warm))
 
     training.matches = {"coarse": matched("coarse", training.matches["main"], 1), "fine": matched("fine", other.matches["main"], 3)}
-    training._phases = phases(training.matches, config.total_images)
+    training._phases = phases(training.games, config.total_images)
     return training, played
 
 

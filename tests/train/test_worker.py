@@ -22,6 +22,7 @@ from training.files import runs, versions
 from training.files.locks import hold, is_held
 from training.game import DataSpec, Terms
 from training.preparation import Places
+from training.submission import find_version
 from training.worker import STOPPED, Listener, pick_device, work
 
 MakeConfig = Callable[..., TrainConfig]
@@ -222,7 +223,7 @@ def test_a_run_trains_publishes_and_tells_as_it_goes(bench: Bench, make_config: 
     assert sorted(samples(run)) == ["000000000100.png", "000000000200.png", "000000000240.png"]
     assert sorted(path.name for path in (run / runs.CHECKPOINTS).glob("0*")) == ["000000000200", "000000000240"]
     assert [images for images, _, _ in metrics(run)] == list(range(20, 260, 20))
-    manifest = catalog.find_version("mine", (bench.repository,))
+    manifest = find_version("mine", (bench.repository,))
     assert manifest.config == config
     assert manifest.run == status.id
     assert manifest.dataset == datasets.card("tiny", bench.places.datasets)
@@ -314,7 +315,7 @@ def test_fine_tuning_starts_from_the_published_weights(bench: Bench, make_config
     given = TrainConfig.model_validate({"architecture": "mlp", "dataset": "tiny", "batch_size": 20, "num_evaluated": 0} | values)
     run = bench.create("run", catalog.resolve(given, bench.places.datasets, bench.places.repositories))
     assert bench.work(run)[0] == 0
-    tuned = catalog.find_version("tuned", (bench.repository,))
+    tuned = find_version("tuned", (bench.repository,))
     assert tuned.config.initial_model == "start/1"
     for key in ("generator", "discriminator"):
         found = export.published_weights(tuned, bench.repository / "tuned" / "1", key)
@@ -375,7 +376,7 @@ def test_the_state_that_was_evaluated_best_is_published_and_not_the_last(bench: 
     assert list(kid) == [60, 120, 180, 240]
     best = min(kid, key=kid.__getitem__)
     assert best != 240, "else this test says nothing"
-    manifest = catalog.find_version("mine", (bench.repository,))
+    manifest = find_version("mine", (bench.repository,))
     assert manifest.metrics["images"] == best
     assert manifest.metrics["kid_efficientnet_lite0"] != kid[best], "of other images than those that it was chosen by"
     assert manifest.metrics["num_evaluated"] == 12
@@ -422,4 +423,4 @@ def test_without_evaluation_the_last_state_is_published(bench: Bench, make_confi
     bench.work(run)
     assert evaluations(run) == {}
     assert list((run / runs.BEST).iterdir()) == []
-    assert catalog.find_version("mine", (bench.repository,)).metrics["images"] == 240
+    assert find_version("mine", (bench.repository,)).metrics["images"] == 240

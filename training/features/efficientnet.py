@@ -103,7 +103,7 @@ class EfficientNetLite0(nn.Module):
             UserError: the package is not installed.
         """
         network = cls()
-        network.load_state_dict(_folded(torch.load(weights_file(), map_location="cpu", weights_only=True)))
+        network.load_state_dict(_folded(torch.load(weights_file(), map_location="cpu", weights_only=True)), assign=True)
         return network
 
     def stages(self, images: Tensor) -> list[Tensor]:

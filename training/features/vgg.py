@@ -49,7 +49,7 @@ class VGG19(nn.Module):
         network = cls()
         expected = network.state_dict()
         check_fits(found, expected, folder / BY_HAND["vgg19"], WHAT)
-        network.load_state_dict({name: found[name] for name in expected})
+        network.load_state_dict({name: found[name] for name in expected}, assign=True)
         return network
 
     def forward(self, images: Tensor) -> Tensor:
