@@ -67,7 +67,7 @@ def train(combination: Combination, dataset: Dataset, **changes: object) -> tupl
     architecture.fit(games, rows_of(dataset, rows)["image"])
     matches = {key: Match.of(game, config, CPU) for key, game in games.items()}
     batches = Batches(dataset, rows, config.batch_size, torch.Generator().manual_seed(config.seed + 1), CPU)
-    rules = Rules.of(config, combination.loss, combination.penalty)
+    rules = Rules.of(config, combination)
     training = Training(matches, rules, batches, config, torch.Generator().manual_seed(config.seed + 2))
 
     def players() -> dict[str, Player]:

@@ -108,7 +108,10 @@ def build(config: TrainConfig) -> "Combination":
     if errors or architecture is None or loss is None:
         raise ConfigError(errors)
     combination = Combination(architecture, loss, penalty, config.spectral_norm, bool(config.diff_augment))
-    if refusals := combination.refusals() + _idle_fields(config, combination):
+    refusals = combination.refusals() + _idle_fields(config, combination)
+    if config.penalty_interval > 1 and not combination.penalties:
+        refusals.append(("/penalty_interval", "has no effect where there is no penalty; leave penalty_interval out, or choose a penalty"))
+    if refusals:
         raise ConfigError(refusals)
     return combination
 

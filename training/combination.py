@@ -19,6 +19,11 @@ class Combination:
     diff_augment: bool = False
 
     @property
+    def penalties(self) -> tuple[Penalty, ...]:
+        """The one that the loss cannot do without, and the one that was asked for."""
+        return tuple(each for each in (self.loss.penalty(), self.penalty) if each is not None)
+
+    @property
     def norm(self) -> Norm:
         """The strongest normalisation that the discriminator may hold.
 
@@ -26,7 +31,7 @@ class Combination:
         """
         if self.spectral_norm:
             return "none"
-        return "batch" if self.penalty is None and self.loss.penalty() is None else "sample"
+        return "sample" if self.penalties else "batch"
 
     def refusals(self) -> list[tuple[str, str]]:
         """(pointer into the config, sentence) for each part that does not go with another; empty where it can be trained."""

@@ -191,6 +191,9 @@ class TrainConfig(Document):
     loss_options: dict[str, JsonValue] = Field(default={}, description="The loss's own options, see GET /architectures.")
     penalty: str = Field(default="none", description="A penalty on the discriminator's gradient, of GET /architectures.")
     penalty_options: dict[str, JsonValue] = Field(default={}, description="The penalty's own options, see GET /architectures.")
+    penalty_interval: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=1, description="Penalties are added at every so many-th step of the discriminator, that many times as heavy: faster."
+    )
     spectral_norm: bool = Field(
         default=False, description="Divide each weight of the discriminator by its largest singular value; it takes the place of its norms."
     )
@@ -214,6 +217,10 @@ class TrainConfig(Document):
     discriminator: OptimizerConfig = Field(default=OptimizerConfig(), description="Optimiser settings of the discriminator alone.")
     critic_steps: Annotated[int, Field(ge=1, le=100)] = Field(
         default=1, description="Discriminator steps to one of the generator, each on a fresh batch."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="bfloat16: layers compute in half the bits where that is safe, for GPUs that can; float32 is TF32 where there is one.",
     )
     ema_halflife_images: Annotated[float, Field(ge=0)] = Field(
         default=10_000.0, description="Half-life of the moving average of the generator's weights, in images; 0 publishes the last weights."
@@ -279,6 +286,16 @@ class Progress(Document):
 
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 FINISHED: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
+
+
+MemoryLayout = Literal["contiguous", "channels-last"]
+
+
+class Tuning(Document):
+    """What a trainer's speed depends on; chosen at its first start and kept, since another choice means other last bits."""
+
+    num_threads: Annotated[int, Field(ge=1)]  # intra-op
+    memory_layout: MemoryLayout
 
 
 class JobStatus(Document):

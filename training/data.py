@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,17 +98,17 @@ def _to_batch(stored: Tensors, dataset: Dataset) -> Tensors:
 class Batches:
     """Endless batches in random order: each image once, then all again in another order.
 
-    What they are made of lies on the device where it fits, so that a batch is one indexing and one scaling.
+    What they are made of lies on the device where it fits, so that a batch is one indexing and one scaling. Where it does not, the
+    next batch is read from the file, and copied to a GPU, while this one is trained on.
     """
 
     def __init__(self, dataset: Dataset, rows: Tensor, batch_size: int, random: torch.Generator, device: torch.device) -> None:
         """random: a CPU generator that decides the order."""
         arrays = _arrays(dataset)
-        self._resident: Tensors | None = None
-        if sum(array.nbytes for array in arrays.values()) < RESIDENT_SHARE * _memory_bytes(device):
-            self._resident = {name: torch.from_numpy(array[rows.numpy()]).to(device) for name, array in arrays.items()}
-        self._dataset, self._mapped = dataset, arrays  # the kernel reads what a batch touches
-        self._rows, self._batch_size, self._random, self._device = rows, batch_size, random, device
+        fits = sum(array.nbytes for array in arrays.values()) < RESIDENT_SHARE * _memory_bytes(device)
+        self._resident = {name: torch.from_numpy(array[rows.numpy()]).to(device) for name, array in arrays.items()} if fits else None
+        self._ahead = None if fits else _Ahead(arrays, rows, device)
+        self._dataset, self._rows, self._batch_size, self._random, self._device = dataset, rows, batch_size, random, device
         self._order = torch.empty(0, dtype=torch.int64)
         self._position = 0
 
@@ -118,13 +120,12 @@ class Batches:
             label: (batch_size, classes) float32, one-hot; only where the set has classes.
             source: (batch_size, C, H, W) float32 in [-1, 1]; only where the set is paired.
         """
-        taken = self._take(self._batch_size)
         if self._resident is not None:
-            taken = taken.to(self._device)
+            taken = self._take(self._batch_size).to(self._device)
             stored = {name: tensor[taken] for name, tensor in self._resident.items()}
         else:
-            rows = self._rows[taken].numpy()
-            stored = {name: torch.from_numpy(array[rows]).to(self._device) for name, array in self._mapped.items()}
+            assert self._ahead is not None
+            stored = self._ahead.take(self._take(self._batch_size), then=self._following())
         return _to_batch(stored, self._dataset)
 
     def _take(self, count: int) -> Tensor:
@@ -138,12 +139,50 @@ class Batches:
             taken.append(part)
         return taken[0] if len(taken) == 1 else torch.cat(taken)
 
+    def _following(self) -> Tensor | None:
+        """What the next batch will be made of, where that is decided already: not across the end of an order."""
+        following = self._order[self._position : self._position + self._batch_size]
+        return following if len(following) == self._batch_size else None
+
     def state_dict(self) -> dict[str, Any]:
         return {"order": self._order, "position": self._position, "random": self._random.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._order, self._position = state["order"].cpu(), state["position"]
         self._random.set_state(state["random"].cpu())
+
+
+class _Ahead:
+    """Reads rows of a set that stays in its file, one batch ahead, in a thread of its own."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[np.uint8 | np.int64]], rows: Tensor, device: torch.device) -> None:
+        self._arrays, self._rows, self._device = arrays, rows, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._expected: tuple[Tensor, Future[Tensors]] | None = None
+
+    def take(self, positions: Tensor, then: Tensor | None) -> Tensors:
+        """What lies at these positions of the rows, on the device; and begin to read `then`."""
+        expected, self._expected = self._expected, None
+        if expected is not None and torch.equal(expected[0], positions):
+            stored = expected[1].result()
+        else:  # the first, the first of an order, or the state was loaded meanwhile
+            stored = self._thread.submit(self._read, positions).result()
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+            for tensor in stored.values():
+                tensor.record_stream(torch.cuda.current_stream(self._device))
+        if then is not None:
+            self._expected = (then, self._thread.submit(self._read, then))
+        return stored
+
+    def _read(self, positions: Tensor) -> Tensors:
+        rows = self._rows[positions].numpy()
+        read = {name: torch.from_numpy(array[rows]) for name, array in self._arrays.items()}
+        if self._stream is None:
+            return {name: tensor.to(self._device) for name, tensor in read.items()}
+        with torch.cuda.stream(self._stream):  # from pinned memory, beside what is computed
+            return {name: tensor.pin_memory().to(self._device, non_blocking=True) for name, tensor in read.items()}
 
 
 def _memory_bytes(device: torch.device) -> int:

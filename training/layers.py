@@ -1,7 +1,8 @@
 """Layers that several architectures share."""
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from training.game import DataSpec, Norm, UnsuitableDataError
@@ -49,6 +50,22 @@ def shrinking(channels: int, width: int, size: int, norm: Norm) -> tuple[list[nn
         layers += [nn.Conv2d(width, 2 * width, 4, 2, 1, bias=norm == "none"), norm2d(norm, 2 * width), nn.LeakyReLU(0.2, inplace=True)]
         width *= 2
     return layers, width
+
+
+class DoublingConv2d(nn.Conv2d):
+    """(N, C, H, W) -> (N, C', 2 H, 2 W): nearest-neighbour doubling and a 3 x 3 convolution with zeros around, in one.
+
+    Each pixel of the doubled image sees two rows and two columns of the small one, so that 16 products for a pixel of that do the work
+    of 36: a transposed convolution with stride 2, whose kernel holds the sums of neighbouring weights. Equal but for rounding.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - its name in torch
+        rows = F.pad(self.weight, (0, 0, 0, 1)) + F.pad(self.weight, (0, 0, 1, 0))
+        kernel = F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))  # (C', C, 4, 4)
+        return F.conv_transpose2d(input, kernel.flip(2, 3).transpose(0, 1), self.bias, stride=2, padding=1)
 
 
 def norm2d(norm: Norm, channels: int) -> nn.Module:

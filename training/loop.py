@@ -112,16 +112,22 @@ class Training:
         phase, before = self.phase, self.images
         match = self.matches[phase.key]
         match.set_learning_rates(self._config, self._learning_rate_factor(phase))
-        play = match.warm_up if phase.warming_up else self._play(match)
-        terms = play(self._next_batch, self._random)
+        if phase.warming_up:
+            terms = match.warm_up(self._rules, self._next_batch, self._random)
+        else:
+            terms = match.play(self._rules, self.steps, self._next_batch, self._random)
         decay = self._average_decay(self.images - before, self.images - phase.game_start)
         move_average(match.average, match.game.generator, decay)
         self.steps += 1
         self._terms = tuple(terms)
         self._window.append(torch.stack(list(terms.values())))
 
-    def _play(self, match: Match) -> Callable[[Callable[[], Tensors], torch.Generator], dict[str, Tensor]]:
-        return lambda batch, random: match.play(self._rules, batch, random)
+    def rehearse(self) -> None:
+        """A step of every game, for who measures; the state it leaves is nobody's."""
+        for match in self.matches.values():
+            match.set_learning_rates(self._config, 1.0)
+            match.play(self._rules, self.steps, self._next_batch, self._random)
+            move_average(match.average, match.game.generator, 0.5)
 
     def _next_batch(self) -> Tensors:
         batch = self._batches.next()

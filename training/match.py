@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from training.augment import augment
+from training.combination import Combination
 from training.contract import OptimizerConfig, TrainConfig
 from training.game import Game, Round, Tensors
 from training.layers import add_spectral_norm
@@ -22,17 +23,39 @@ from training.penalties import Penalty
 
 @dataclass(frozen=True)
 class Rules:
-    """What holds in every game of a run."""
+    """What holds in every game of a run.
+
+    penalty_interval: penalties are added at every so many-th step of the discriminator, and weigh as many times more.
+    samplewise: the discriminator judges each image by itself, so that real and generated ones may go through it together.
+    bfloat16: layers compute in bfloat16 where that is safe; weights, scores and losses stay in float32.
+    """
 
     loss: AdversarialLoss
     penalties: tuple[Penalty, ...] = ()
+    penalty_interval: int = 1
     augmentations: tuple[str, ...] = ()
     critic_steps: int = 1
+    samplewise: bool = False
+    bfloat16: bool = False
 
     @classmethod
-    def of(cls, config: TrainConfig, loss: AdversarialLoss, penalty: Penalty | None) -> "Rules":
-        penalties = tuple(each for each in (loss.penalty(), penalty) if each is not None)
-        return cls(loss, penalties, config.diff_augment, config.critic_steps)
+    def of(cls, config: TrainConfig, combination: Combination) -> "Rules":
+        return cls(
+            combination.loss,
+            combination.penalties,
+            config.penalty_interval,
+            config.diff_augment,
+            config.critic_steps,
+            samplewise=combination.norm != "batch",
+            bfloat16=config.precision == "bfloat16",
+        )
+
+    def forward(self, network: nn.Module, *images: Tensor, **inputs: Tensor) -> Tensor:
+        """A pass through a network; float32 comes out."""
+        device = next(iter((*images, *inputs.values()))).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.bfloat16):
+            output: Tensor = network(*images, **inputs)
+        return output.float()
 
 
 Next = Callable[[], Tensors]  # the next batch of real data
@@ -77,47 +100,60 @@ class Match:
 
     # --- a step ---
 
-    def warm_up(self, batch: Next, random: torch.Generator) -> dict[str, Tensor]:
+    def warm_up(self, rules: Rules, batch: Next, random: torch.Generator) -> dict[str, Tensor]:
         """Move the generator by what it warms up by; the term that moved it, a detached scalar."""
         assert self.game.warmup is not None, "a game that warms up says by what"
         dealt = self.game.deal(batch(), random)
-        loss = self.game.warmup(self.game.generator(**dealt.inputs), dealt)
+        loss = self.game.warmup(rules.forward(self.game.generator, **dealt.inputs), dealt)
         _descend(self.generator_optimizer, loss)
         return {"warmup_loss": loss.detach()}
 
-    def play(self, rules: Rules, batch: Next, random: torch.Generator) -> dict[str, Tensor]:
-        """Show `critic_steps` fresh batches to the discriminator, then move the generator once; terms as detached scalars."""
+    def play(self, rules: Rules, step: int, batch: Next, random: torch.Generator) -> dict[str, Tensor]:
+        """Show `critic_steps` fresh batches to the discriminator, then move the generator once; terms as detached scalars.
+
+        Args:
+            step: counts from 0, and decides when penalties are added.
+        """
         terms: dict[str, Tensor] = {}
         for critic_step in range(rules.critic_steps):
             dealt = self.game.deal(batch(), random)
             with torch.set_grad_enabled(critic_step == rules.critic_steps - 1):
-                generated = self.game.generator(**dealt.inputs)
-            terms |= self._move_discriminator(rules, dealt, generated.detach(), random)
+                generated = rules.forward(self.game.generator, **dealt.inputs)
+            penalised = (step * rules.critic_steps + critic_step) % rules.penalty_interval == 0
+            terms |= self._move_discriminator(rules, dealt, generated.detach(), random, penalised=penalised)
         terms |= self._move_generator(rules, dealt, generated, random)
         self.last = dealt
         return {name: value.detach() for name, value in terms.items()}
 
-    def _move_discriminator(self, rules: Rules, dealt: Round, generated: Tensor, random: torch.Generator) -> dict[str, Tensor]:
-        discriminate = self._judge(rules, dealt, random)
-        # real and generated images go through apart: together, batch norm would tell the one from the other
-        real, fake = discriminate(dealt.target), discriminate(generated)
+    def _move_discriminator(
+        self, rules: Rules, dealt: Round, generated: Tensor, random: torch.Generator, *, penalised: bool
+    ) -> dict[str, Tensor]:
+        images = (dealt.target.detach(), generated)
+        if rules.penalties and penalised:
+            for batch in images:
+                batch.requires_grad_()
+        judge = _Judge(self.game.discriminator, rules, dealt.condition, random)
+        real, fake = judge.both(*images)
         loss = rules.loss.discriminator(real, fake)
         terms = {"discriminator_loss": loss, "score_real": real.mean()}
         if rules.loss.score == "logit":
             terms["probability_real"] = real.sigmoid().mean()
         if rules.penalties:
-            terms["penalty"] = torch.stack([each(discriminate, dealt.target, generated, random) for each in rules.penalties]).sum()
+            terms["penalty"] = loss.new_zeros(())
+            if penalised:
+                penalties = torch.stack([each(judge, *images, random) for each in rules.penalties])
+                terms["penalty"] = rules.penalty_interval * penalties.sum()
             loss = loss + terms["penalty"]
         _descend(self.discriminator_optimizer, loss)
         rules.loss.constrain(self.game.discriminator)
         return terms
 
     def _move_generator(self, rules: Rules, dealt: Round, generated: Tensor, random: torch.Generator) -> dict[str, Tensor]:
-        game, discriminate = self.game, self._judge(rules, dealt, random)
+        game, judge = self.game, _Judge(self.game.discriminator, rules, dealt.condition, random)
         game.discriminator.requires_grad_(False)  # its weights need no gradient of the generator's loss
-        fake = discriminate(generated)
+        fake = judge(generated)
         with torch.no_grad():
-            real = discriminate(dealt.target) if rules.loss.needs_real else fake
+            real = judge(dealt.target) if rules.loss.needs_real else fake
         loss = rules.loss.generator(real, fake)
         terms = {"generator_loss": loss, "score_generated": fake.mean()}
         if rules.loss.score == "logit":
@@ -128,14 +164,6 @@ class Match:
         _descend(self.generator_optimizer, loss)
         game.discriminator.requires_grad_(True)
         return terms
-
-    def _judge(self, rules: Rules, dealt: Round, random: torch.Generator) -> Callable[[Tensor], Tensor]:
-        def discriminate(images: Tensor) -> Tensor:
-            seen = augment(images, rules.augmentations, random) if rules.augmentations else images
-            scores: Tensor = self.game.discriminator(seen, **dealt.condition)
-            return scores
-
-        return discriminate
 
     @torch.no_grad()
     def score_after(self, rules: Rules) -> dict[str, float]:
@@ -157,6 +185,7 @@ class Match:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, part in self._parts():
             part.load_state_dict(state[name])
+        self.last = None
 
     def _parts(self) -> Iterator[tuple[str, nn.Module | Optimizer]]:
         yield "generator", self.game.generator
@@ -164,6 +193,36 @@ class Match:
         yield "average", self.average
         yield "generator_optimizer", self.generator_optimizer
         yield "discriminator_optimizer", self.discriminator_optimizer
+
+
+class _Judge:
+    """The discriminator in one step. It remembers what it said: a penalty at the images of the loss costs no further pass."""
+
+    def __init__(self, discriminator: nn.Module, rules: Rules, condition: Tensors, random: torch.Generator) -> None:
+        self._discriminator, self._rules, self._condition, self._random = discriminator, rules, condition, random
+        self._said: list[tuple[Tensor, Tensor]] = []  # images and their scores
+
+    def __call__(self, images: Tensor) -> Tensor:
+        for known, scores in self._said:
+            if known is images:
+                return scores
+        scores = self._score(images, self._condition)
+        self._said.append((images, scores))
+        return scores
+
+    def both(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of both. A batch norm must see them apart: together, its statistics would tell the one from the other."""
+        if not self._rules.samplewise:
+            return self(real), self(fake)
+        twice = {name: torch.cat([values, values]) for name, values in self._condition.items()}
+        scores = self._score(torch.cat([real, fake]), twice).chunk(2)
+        self._said += zip((real, fake), scores, strict=True)
+        return scores[0], scores[1]
+
+    def _score(self, images: Tensor, condition: Tensors) -> Tensor:
+        if self._rules.augmentations:
+            images = augment(images, self._rules.augmentations, self._random)
+        return self._rules.forward(self._discriminator, images, **condition)
 
 
 def _adam(module: nn.Module, config: OptimizerConfig) -> Adam:
@@ -177,8 +236,10 @@ def _rate(config: OptimizerConfig) -> float:
 
 
 def _descend(optimizer: Optimizer, loss: Tensor) -> None:
+    """One step. Gradients of the weights alone: a penalty's images need none of the loss."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    loss.backward(inputs=weights)  # type: ignore[no-untyped-call]
     optimizer.step()
 
 

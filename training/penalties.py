@@ -34,8 +34,9 @@ class Penalty(BaseModel):
         """The penalty's value.
 
         Args:
-            discriminate: images (N, C, H, W) to scores, each row by itself.
-            real, fake: (N, C, H, W), same shape, in [-1, 1]; neither needs grad, and none reaches the generator.
+            discriminate: images (N, C, H, W) to scores, each row by itself. It may remember what it was asked: points that are
+                `real` or `fake` themselves, leaves that need grad, are handed to it as they are.
+            real, fake: (N, C, H, W), same shape, in [-1, 1]; none reaches the generator.
             random: on their device.
 
         Returns:
@@ -47,7 +48,7 @@ class Penalty(BaseModel):
 
 def gradients(discriminate: Callable[[Tensor], Tensor], *images: Tensor) -> list[Tensor]:
     """For each batch of images (N, C, H, W), the gradient of every image's score, (N, C*H*W); one pass backward for all."""
-    leaves = [batch.detach().requires_grad_() for batch in images]
+    leaves = [batch if batch.requires_grad and batch.is_leaf else batch.detach().requires_grad_() for batch in images]
     scores = [discriminate(leaf).reshape(len(leaf), -1).mean(1) for leaf in leaves]
     return [gradient.flatten(1) for gradient in torch.autograd.grad(torch.cat(scores).sum(), leaves, create_graph=True)]
 

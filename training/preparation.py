@@ -72,7 +72,7 @@ def prepare(config: TrainConfig, dataset: Dataset, places: Places, device: torch
         script(name, player)
     matches = {key: Match.of(game, config, device) for key, game in games.items()}
     batches = Batches(dataset, parts.train, config.batch_size, torch.Generator().manual_seed(config.seed + 1), device)
-    rules = Rules.of(config, combination.loss, combination.penalty)
+    rules = Rules.of(config, combination)
     training = Training(matches, rules, batches, config, torch.Generator(device).manual_seed(config.seed + 2))
     averaged = {key: match.averaged_game for key, match in matches.items()}
     _log.info(

@@ -41,7 +41,7 @@ def test_pix2pix_of_the_papers_size_has_the_papers_u_net() -> None:
         *[(512, 512), *[(1024, 512)] * 3],
         *[(1024, 256), (512, 128), (256, 64), (128, 3)],
     ]
-    assert [type(layer).__name__ for layer in generator.last] == ["ReLU", "Upsample", "Conv2d", "Tanh"]
+    assert [type(layer).__name__ for layer in generator.last] == ["ReLU", "DoublingConv2d", "Tanh"]
     assert [layer.p for layer in layers(generator) if isinstance(layer, nn.Dropout)] == [0.5] * 3 + [0.0] * 4
 
 

@@ -64,7 +64,7 @@ def make_training(datasets_folder: Path) -> MakeTraining:
         rows = split(dataset, config.num_held_out(dataset.card.num_images)).train
         batches = Batches(dataset, rows, config.batch_size, torch.Generator().manual_seed(config.seed + 1), device)
         matches = {key: Match.of(game, config, device) for key, game in games.items()}
-        rules = Rules.of(config, built.loss, built.penalty)
+        rules = Rules.of(config, built)
         return Training(matches, rules, batches, config, torch.Generator().manual_seed(config.seed + 2))
 
     return make

@@ -1,6 +1,7 @@
 """What a config combines either plays together or is refused with a reason; and what is combined is really applied, step by step."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -115,15 +116,15 @@ def a_match(architecture: str = "mlp", learning_rate: float = 0.002, **asked: ob
     config = TrainConfig.model_validate(values | asked)
     built = catalog.build(config)
     match = Match.of(built.architecture.games(DATA, Terms(built.norm))["main"], config, torch.device("cpu"))
-    return match, Rules.of(config, built.loss, built.penalty)
+    return match, Rules.of(config, built)
 
 
-def play(match: Match, rules: Rules, steps: int = 1) -> dict[str, float]:
+def play(match: Match, rules: Rules, steps: int = 1, first: int = 0) -> dict[str, float]:
     """Terms of the last of some steps, each on the same random images."""
     random = torch.Generator().manual_seed(0)
     terms: dict[str, Tensor] = {}
-    for _ in range(steps):
-        terms = match.play(rules, lambda: batch_of(DATA, 8), random)
+    for step in range(first, first + steps):
+        terms = match.play(rules, step, lambda: batch_of(DATA, 8), random)
     return {name: float(value) for name, value in terms.items()}
 
 
@@ -175,6 +176,37 @@ def test_a_penalty_on_the_norm_brings_it_to_the_target(asked: dict[str, object])
     assert play(match, rules, steps=100)["penalty"] < 0.3 * begin
 
 
+def test_a_lazy_penalty_weighs_as_much_more_as_it_is_rarer_and_is_told_as_nothing_between() -> None:
+    every, lazy, plain = a_match(penalty="r1"), a_match(penalty="r1", penalty_interval=3), a_match(options=OPTIONS["mlp"])
+    assert play(*lazy)["penalty"] == pytest.approx(3 * play(*every)["penalty"], rel=1e-6)
+    for step in (1, 2):
+        match, rules = a_match(penalty="r1", penalty_interval=3)
+        assert play(match, rules, first=step)["penalty"] == 0
+        play(*plain)
+        weights = [each.game.discriminator.state_dict() for each in (match, plain[0])]
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights[0].values(), weights[1].values(), strict=True))
+        plain = a_match()
+    match, rules = a_match(penalty="r1", penalty_interval=3, critic_steps=2)
+    told = [play(match, rules, first=step)["penalty"] for step in range(3)]
+    assert [value > 0 for value in told] == [False, True, False], "of the last of two critic steps: 1, 3 and 5"
+
+
+@pytest.mark.parametrize("asked", [{}, {"penalty": "r1-r2"}, {"penalty": "gradient-penalty"}, {"loss": "hinge", "diff_augment": ["color"]}])
+def test_images_that_go_through_together_are_judged_as_those_that_go_apart(asked: dict[str, object]) -> None:
+    (together, rules), (apart, _) = a_match(**asked), a_match(**asked)
+    assert "diff_augment" in asked or play(together, replace(rules, samplewise=True)) == pytest.approx(
+        play(apart, replace(rules, samplewise=False)), rel=1e-5
+    )
+
+
+def test_a_penalty_at_the_images_of_the_loss_costs_no_further_pass() -> None:
+    for penalty, passes in (("none", 3), ("r1", 2), ("r1-r2", 2), ("gradient-penalty", 3)):
+        match, rules = a_match(penalty=penalty)
+        seen = seen_by(match.game.discriminator)
+        play(match, rules)
+        assert len(seen) == passes, "real and generated ones apart or together, and the generator's step"
+
+
 def test_a_losses_own_penalty_and_a_named_one_are_added() -> None:
     own, named, both = ({"loss": "wasserstein-gp"}, {"loss": "hinge", "penalty": "r1"}, {"loss": "wasserstein-gp", "penalty": "r1"})
     match, rules = a_match(**both)
@@ -199,6 +231,8 @@ def test_under_spectral_norm_every_layer_keeps_a_singular_value_of_one_and_is_ex
     match, rules = a_match("dcgan", spectral_norm=True, learning_rate=0.01)
     play(match, rules, steps=30)
     critic = match.game.discriminator
+    for _ in range(20):  # the estimate, which follows weights that move as fast as these, catches up
+        critic(batch_of(DATA, 4)["image"])
     layers = [module for module in critic.modules() if isinstance(module, nn.Conv2d)]
     assert len(layers) == 3
     for layer in layers:
@@ -226,8 +260,8 @@ def test_all_that_the_discriminator_sees_is_augmented_alike(kind: str) -> None:
     seen = seen_by(match.game.discriminator)
     play(match, rules)
     real = batch_of(DATA, 8)["image"]
-    assert len(seen) == 4, "real and generated for each player's loss, and real for the penalty"
-    assert not any(torch.equal(images, real) for images in seen)
+    assert [len(images) for images in seen] == [16, 8], "real and generated together, then the improved ones"
+    assert not any(torch.equal(each, image) for images in seen for each, image in zip(images, real.repeat(2, 1, 1, 1), strict=False))
     if kind == "cutout":
         shares = [(images == 0).float().mean((1, 2, 3)) for images in seen]
         assert all(share.min() > 0.05 and share.max() <= 0.25 for share in shares)
@@ -247,3 +281,14 @@ def test_without_augmentation_the_discriminator_sees_the_images_themselves() -> 
     play(match, rules)
     assert torch.equal(seen[0], batch_of(DATA, 8)["image"])
     assert torch.equal(seen[1], seen[2]), "the generated images are judged, then improved"
+
+
+def test_bfloat16_is_used_in_layers_and_the_training_stays_near_that_of_float32() -> None:
+    (full, full_rules), (half, half_rules) = a_match("dcgan", penalty="r1"), a_match("dcgan", penalty="r1", precision="bfloat16")
+    seen: list[torch.dtype] = []
+    half.game.discriminator.layers[0].register_forward_hook(lambda *given: seen.append(given[2].dtype))
+    wanted, found = play(full, full_rules, steps=3), play(half, half_rules, steps=3)
+    assert set(seen) == {torch.bfloat16}
+    assert found != wanted
+    assert found == pytest.approx(wanted, rel=0.1, abs=0.05)
+    assert all(weight.dtype == torch.float32 for weight in half.game.discriminator.parameters())

@@ -3,10 +3,11 @@ from copy import deepcopy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from training.layers import add_spectral_norm, fold_parametrizations, initialise_normal, norm2d
+from training.layers import DoublingConv2d, add_spectral_norm, fold_parametrizations, initialise_normal, norm2d
 
 Make = Callable[[], nn.Module]
 
@@ -14,6 +15,7 @@ WEIGHTED: dict[str, tuple[Make, Tensor, int]] = {  # a layer, what it takes, and
     "linear": (lambda: nn.Linear(6, 4), torch.rand(5, 6), 0),
     "convolution": (lambda: nn.Conv2d(2, 5, 3), torch.rand(5, 2, 8, 8), 0),
     "transposed convolution": (lambda: nn.ConvTranspose2d(2, 5, 3), torch.rand(5, 2, 8, 8), 1),
+    "doubling convolution": (lambda: DoublingConv2d(2, 5), torch.rand(5, 2, 8, 8), 0),
     "embedding": (lambda: nn.Embedding(7, 3), torch.tensor([0, 3, 6]), 0),
 }
 weighted = pytest.mark.parametrize("name", WEIGHTED)
@@ -44,6 +46,22 @@ def test_only_the_norm_over_the_batch_looks_at_batch_mates(norm: str, alone: boo
     image = torch.rand(4, 6, 5, 5)
     together, apart = layer(image), torch.cat([layer(image[row : row + 1]) for row in range(4)])
     assert torch.allclose(together, apart, atol=1e-5) == alone
+
+
+# --- doubling -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (4, 6), (5, 3)])
+def test_doubling_and_convolving_in_one_equals_the_two_in_value_and_every_gradient(size: tuple[int, int], bias: bool) -> None:
+    torch.manual_seed(0)
+    one = DoublingConv2d(5, 7, bias=bias).double()
+    image = torch.rand(3, 5, *size, dtype=torch.float64, requires_grad=True)
+    two = F.conv2d(F.interpolate(image, scale_factor=2.0), one.weight, one.bias, padding=1)
+    assert torch.allclose(one(image), two, rtol=1e-12, atol=1e-14)
+    towards = torch.rand_like(two)
+    wanted, found = (torch.autograd.grad((output * towards).sum(), [image, *one.parameters()]) for output in (two, one(image)))
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in zip(found, wanted, strict=True))
 
 
 # --- first weights ------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from training.game import (
     latent_game,
     latent_players,
 )
-from training.layers import initialise_normal, norm2d
+from training.layers import DoublingConv2d, initialise_normal, norm2d
 
 SMALLEST, LARGEST, STEP = 16, 64, 4  # pixels a side: two doublings begin from a quarter of it
 
@@ -55,8 +55,7 @@ class Generator(nn.Module):
 
 
 def _doubling(channels_in: int, channels_out: int) -> list[nn.Module]:
-    convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
-    return [nn.Upsample(scale_factor=2.0), convolution, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
+    return [DoublingConv2d(channels_in, channels_out, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
 
 
 class Discriminator(nn.Module):

@@ -33,7 +33,7 @@ from training.game import (
     UnsuitableDataError,
     score_spec,
 )
-from training.layers import initialise_normal, norm2d
+from training.layers import DoublingConv2d, initialise_normal, norm2d
 
 PATCHES = {70: 3, 34: 2, 16: 1}  # pixels a side that a score looks at -> halvings before it; section 6.2 of the paper
 NUM_DROPPED = 3  # blocks behind the bottleneck that have dropout
@@ -81,7 +81,7 @@ class Generator(nn.Module):
 
 def double(channels: int, out_channels: int, *, bias: bool) -> tuple[nn.Module, ...]:
     """(N, channels, H, W) -> (N, out_channels, 2 H, 2 W), behind a ReLU."""
-    return nn.ReLU(), nn.Upsample(scale_factor=2.0), nn.Conv2d(channels, out_channels, 3, padding=1, bias=bias)
+    return nn.ReLU(), DoublingConv2d(channels, out_channels, bias=bias)
 
 
 class Discriminator(nn.Module):
