@@ -169,6 +169,7 @@ class JobService:
             progress=JobProgress(**status.progress.model_dump(), percent=round(status.progress.percent, 2)),
             attempts=status.attempts,
             message=status.message or ("asked to end" if status.state not in FINISHED and runs.is_cancel_asked(folder) else ""),
+            findings=list(status.findings),
             model=status.model,
             version=status.version,
             created_at=status.created_at,

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from training.contract import DatasetCard, JobState, Manifest, Seed, TensorSpec, TrainConfig
+from training.contract import DatasetCard, Finding, JobState, Manifest, Seed, TensorSpec, TrainConfig
 
 MAX_JSON_BYTES = 2**20
 MAX_LATENT_BYTES = 16 * 2**20  # where a body may hold latents
@@ -268,6 +268,7 @@ class Job(BaseModel):
     progress: JobProgress
     attempts: int
     message: str
+    findings: list[Finding] = Field(description="What went wrong on the way, one a kind, oldest first; empty where all is well.")
     model: str | None = Field(description="The name it published under, once it has.")
     version: int | None
     created_at: str

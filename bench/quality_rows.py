@@ -33,6 +33,9 @@ SETS = {
         "the 3,721 tiles of 32x32 below `dngn`, `item` and `mon` in the source of Dungeon Crawl Stone Soup 0.28.0 (mostly CC0), laid over"
         " black, a folder a class: `ganserve datasets add dungeon-32 FOLDER --size 32`"
     ),
+    "avatars-32": (
+        "10,000 avatars of DiceBear's style pixel-art (CC0 1.0), one a seed: `ganserve datasets add avatars-32 FOLDER --size 32`"
+    ),
     "avatars-64": (
         "10,000 avatars of DiceBear's style pixel-art (CC0 1.0), one a seed, drawn at 64x64:"
         " `ganserve datasets add avatars-64 FOLDER --size 64`"
@@ -102,8 +105,9 @@ ROWS = (
         plain={**_PLAIN, "options": {"conditioning": "embedding", "discriminator": "concatenation"}},
     ),
     Row("cifar on dungeon tiles", "cifar", "dungeon-32", 80_000, plain=_PLAIN),
-    Row("lapgan on dungeon tiles", "lapgan", "dungeon-32", 120_000, plain={**_PLAIN, "options": {"generated_share": 0.0}}),
-    Row("r3gan on dungeon tiles", "r3gan", "dungeon-32", 40_000, plain=_PLAIN),
+    Row("cifar on avatars", "cifar", "avatars-32", 60_000, plain=_PLAIN),
+    Row("lapgan on small avatars", "lapgan", "avatars-32", 120_000, plain={**_PLAIN, "options": {"generated_share": 0.0}}),
+    Row("r3gan on avatars", "r3gan", "avatars-32", 40_000, plain=_PLAIN),
     Row(
         "dcgan on avatars",
         "dcgan",

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
-from training.contract import JobStatus, TrainConfig
-from training.worker import Listener
+from training.contract import Finding, JobStatus, TrainConfig
+from training.run import Listener
 
 SECONDS_BETWEEN_LINES = 10.0
 _SHORT = {"discriminator_loss": "D", "generator_loss": "G", "reconstruction_loss": "R", "penalty": "P"}
@@ -32,6 +32,11 @@ def describe(status: JobStatus) -> str:
         hours, minutes = divmod(minutes, 60)
         parts.append(f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left")
     return "  ".join(parts)
+
+
+def tell(finding: Finding) -> str:
+    """`warning: generator-collapsed at 49,152 images: ...`"""
+    return f"warning: {finding.kind} at {finding.images:,} images: {finding.message}"
 
 
 @contextmanager
@@ -59,6 +64,9 @@ class Bar(Listener):
         if self._task is not None:
             self._progress.update(self._task, completed=status.progress.images, description=describe(status))
 
+    def found(self, finding: Finding) -> None:
+        self._progress.console.print(tell(finding), markup=False, highlight=False, soft_wrap=True)
+
 
 class Lines(Listener):
     """A line every ten seconds."""
@@ -70,3 +78,6 @@ class Lines(Listener):
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + SECONDS_BETWEEN_LINES
             print(f"{status.progress.percent:3.0f}%  {describe(status)}", file=sys.stderr, flush=True)
+
+    def found(self, finding: Finding) -> None:
+        print(tell(finding), file=sys.stderr, flush=True)

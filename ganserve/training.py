@@ -10,9 +10,11 @@ from cyclopts import Parameter
 from pydantic import ConfigDict, Field
 
 from ganserve.places import Device, Repositories, State, Threads, settings
-from training.contract import Augmentations, OptimizerConfig, TrainConfig, UserError
+from training.contract import Augmentations, MemoryLayout, OptimizerConfig, TrainConfig, UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from app.settings import Settings
 
 
@@ -61,32 +63,52 @@ def train(
     *,
     flags: Annotated[TrainFlags, Parameter(name="*")] = TrainFlags(),
     resume: Annotated[
-        Path | None, Parameter(help="A run directory to go on with, from its last checkpoint; takes no other config.")
+        Path | None,
+        Parameter(
+            help="A run directory to go on with, from its last checkpoint; of the config, only --total-images may be more than before."
+        ),
     ] = None,
     run_dir: Annotated[
         Path | None, Parameter(help="Directory of the run; `<state>/runs/<name>-<id>` when left out.", show_default=False)
     ] = None,
+    dry_run: Annotated[
+        bool, Parameter(help="Say what the run would take, measured for some seconds; train nothing, leave nothing.")
+    ] = False,
     models: Repositories = (),
     state: State = None,
     device: Device = None,
     threads: Threads = None,
+    memory_layout: Annotated[
+        MemoryLayout | None, Parameter(help="Of the networks' weights; what is faster is measured when left out.", show_default=False)
+    ] = None,
 ) -> int:
     """Train a model, and publish it into the first repository as its next version."""
     found = settings(models, state, device, threads)
     from ganserve.progress import telling
     from training.files import runs
     from training.preparation import Places
+    from training.team import Team
     from training.worker import STOPPED, pick_device, work
 
     on = pick_device(found.device)
+    if dry_run:
+        return _dry_run(flags, resume, run_dir, found, on)
     try:
         found.models[0].mkdir(parents=True, exist_ok=True)
     except OSError as error:  # better now than after the training
         raise UserError(f"--models {found.models[0]} cannot be published into: {error.strerror}") from error
-    folder = _prepare(flags, resume, run_dir, found)
+    team = Team.gather(on)
+    if team.size > 1:
+        resume, run_dir = _in_team(resume, run_dir)
+    folder = _prepare(flags, resume, run_dir, found) if team.leads else resume or run_dir
+    team.agree(0)  # the directory is there now
+    assert folder is not None
+    where = Places(found.datasets, found.models, found.weights)
+    if not team.leads:
+        return work(folder, where, on)
     print(f"run directory: {folder}", file=sys.stderr)
     with telling() as listener:
-        code = work(folder, Places(found.datasets, found.models, found.weights), on, listener, found.threads)
+        code = work(folder, where, on, listener, found.threads, memory_layout)
     status = runs.read_status(folder)
     if code == STOPPED:
         places = [word for path in models for word in ("--models", str(path))] + (["--state", str(state)] if state else [])
@@ -98,15 +120,22 @@ def train(
     return 0
 
 
+def _in_team(resume: Path | None, run_dir: Path | None) -> tuple[Path | None, Path | None]:
+    """Where the run of a team lies: torchrun starts a team that was broken with the same words again."""
+    folder = resume or run_dir
+    if folder is None:
+        raise UserError("several processes train one run: name its directory, by --run-dir or --resume")
+    return (folder, None) if folder.exists() else (resume, run_dir)
+
+
 def _prepare(flags: TrainFlags, resume: Path | None, run_dir: Path | None, found: "Settings") -> Path:
     """The run directory, made where it is a new run."""
     from training.files import runs
 
     if resume is not None:
-        if flags.model_fields_set or run_dir is not None:
-            raise UserError("--resume goes on with a run as it was begun: leave out every other option of the training")
-        _check_resumable(resume)
-        (resume / runs.CANCEL).unlink(missing_ok=True)
+        if run_dir is not None:
+            raise UserError("--resume names the run directory: leave out --run-dir")
+        _resume(resume, flags, found)
         return resume
     from training.catalog import resolve
 
@@ -117,20 +146,58 @@ def _prepare(flags: TrainFlags, resume: Path | None, run_dir: Path | None, found
         runs.create(folder, config, id)
     except OSError as error:
         if folder.is_dir():
-            raise UserError(f"{folder} is there already: choose another --run-dir, or go on with it by --resume {folder}") from error
+            raise _taken(folder) from error
         raise UserError(f"{folder} cannot be made: {error.strerror}; choose another --run-dir or --state") from error
     return folder
 
 
-def _check_resumable(folder: Path) -> None:
-    from training.files import runs
+def _taken(folder: Path) -> UserError:
+    return UserError(f"{folder} is there already: choose another --run-dir, or go on with it by --resume {folder}")
+
+
+def _dry_run(flags: TrainFlags, resume: Path | None, run_dir: Path | None, found: "Settings", device: "torch.device") -> int:
+    """Refuse what a run would refuse, and print what it would take."""
+    if resume is not None:
+        raise UserError("--dry-run is of a run that is yet to begin: leave out --resume, and give the options of the training")
+    if run_dir is not None and run_dir.exists():
+        raise _taken(run_dir)
+    if found.models[0].exists() and not found.models[0].is_dir():
+        raise UserError(f"--models {found.models[0]} cannot be published into: it is no folder")
+    from ganserve.dry_run import describe
+    from training.catalog import resolve
+    from training.datasets import load
+    from training.estimate import estimate
+    from training.files.machine import num_training_threads
+    from training.preparation import Places
+
+    config = resolve(flags.config(), found.datasets, found.models, found.weights)
+    dataset = load(config.dataset, found.datasets)
+    num_threads = found.threads or num_training_threads()
+    print("measuring some steps ...", file=sys.stderr)
+    places = Places(found.datasets, found.models, found.weights)
+    estimated = estimate(config, dataset, places, device, num_threads)
+    print("\n".join(describe(config, dataset.card, estimated, f"{device} with {num_threads} thread{'s' if num_threads > 1 else ''}")))
+    return 0
+
+
+def _resume(folder: Path, flags: TrainFlags, found: "Settings") -> None:
+    """Make a run ready to go on, for more images where that is asked."""
+    from training.datasets import card
+    from training.files import locks, runs
+    from training.submission import resume
 
     if not (folder / runs.CONFIG).is_file():
         raise UserError(f"{folder} is no run directory: it has no {runs.CONFIG}")
     try:
-        runs.read_config(folder)
-        status = runs.read_status(folder)
+        begun, status = runs.read_config(folder), runs.read_status(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is damaged: its {runs.CONFIG} or {runs.STATUS} cannot be read; begin a new run") from error
-    if status.state == "succeeded":
-        raise UserError(f"{folder} is finished: {status.message}")
+    config = begun
+    if flags.model_fields_set:
+        config = resume(begun, flags.config(), card(begun.dataset, found.datasets), found.weights)
+    if config.total_images > begun.total_images:
+        with locks.hold(folder):
+            runs.train_on(folder, config)
+    elif status.state == "succeeded":
+        raise UserError(f"{folder} is finished: {status.message}; to train on, give more than {begun.total_images:,} --total-images")
+    (folder / runs.CANCEL).unlink(missing_ok=True)

@@ -38,6 +38,9 @@ IMPORTS = (
     ("training.worker", "training.* !training.architectures.*", "torch"),
     ("training.preparation", "training.* !training.architectures.* !training.worker", "torch"),
     ("training.blueprint", "training.catalog training.contract training.game", "torch"),
+    ("training.summary", "training.contract training.files training.files.*", "matplotlib numpy PIL"),
+    ("training.event_files", "training.contract", "torch numpy PIL"),
+    ("training.estimate", "training.* !training.architectures.* !training.worker !training.catalog", "torch"),
     ("training.submission", "training.* !training.architectures.* !training.worker", "pydantic"),
     ("training.*", "training.* !training.architectures.* !training.worker !training.catalog", "torch torchvision numpy pydantic"),
     ("app.main", "app.*", "fastapi"),
@@ -61,6 +64,7 @@ IMPORTS = (
 NAMES = (
     ("torch.jit", "app/engine.py training/export.py"),
     ("app.main", "app/server.py ganserve/*"),
+    ("training.summary", "training/worker.py training/run.py"),  # nobody else waits for matplotlib
     ("training.dataset_sources", "training/dataset_sources.py ganserve/datasets.py"),  # a server or worker never downloads
     ("os.environ", "app/settings.py app/jobs.py"),  # read once; jobs hands it on to its worker
     ("importlib.import_module", "training/catalog.py"),
@@ -326,6 +330,9 @@ BAD: tuple[tuple[Rule, str, str], ...] = (
     (names_stand_where_they_may, "training/loop.py", "from torch.jit import load"),
     (names_stand_where_they_may, "training/loop.py", "import torch.jit as quick"),
     (names_stand_where_they_may, "training/loop.py", "import torch as t\nt.jit.save(module, path)"),
+    (names_stand_where_they_may, "training/loop.py", "from training import summary"),
+    (who_imports_whom, "training/loop.py", "import matplotlib"),
+    (who_imports_whom, "training/event_files.py", "from training.files import runs"),
     (names_stand_where_they_may, "app/store.py", "import os\nkey = os.environ['KEY']"),
     (names_stand_where_they_may, "app/store.py", "from os import environ"),
     (names_stand_where_they_may, "ganserve/cli.py", "import os\nkey = os.getenv('KEY')"),

@@ -239,24 +239,21 @@ class TrainConfig(Document):
         default=1000,
         description="Generated images of an evaluation, against as many held-out ones; 0 for none, which publishes the last weights.",
     )
+    on_collapse: Literal["stop", "continue"] = Field(
+        default="continue", description="stop: end at the first evaluation that finds the generator collapsed, and publish the best state."
+    )
     extractor: str = Field(
         default="efficientnet-lite0", description="Whose features KID and Frechet distance are measured on, see GET /architectures."
     )
 
     @model_validator(mode="after")
-    def _total_holds_a_batch(self) -> Self:
+    def _fields_agree(self) -> Self:
         if self.total_images < self.batch_size:
             raise ValueError(f"total_images {self.total_images} is less than one batch of {self.batch_size}: give at least batch_size")
-        return self
-
-    @model_validator(mode="after")
-    def _evaluations_compare(self) -> Self:
         if 0 < self.num_evaluated < FEWEST_EVALUATED:
             raise ValueError(f"num_evaluated {self.num_evaluated} is too few to compare: give {FEWEST_EVALUATED} at least, or 0 for none")
-        return self
-
-    @model_validator(mode="after")
-    def _augmentations_differ(self) -> Self:
+        if self.on_collapse == "stop" and not self.num_evaluated:
+            raise ValueError("on_collapse stop has no effect without evaluations: give num_evaluated, or leave on_collapse out")
         if len(set(self.diff_augment)) < len(self.diff_augment):
             raise ValueError(f"diff_augment {', '.join(self.diff_augment)} names one twice, which has no effect: name each once")
         return self
@@ -284,6 +281,14 @@ class Progress(Document):
         return 100.0 * self.images / self.total_images
 
 
+class Finding(Document):
+    """Something that goes wrong in a run: when it was seen first, with the figure, what it means and what to try."""
+
+    kind: Literal["not-finite", "discriminator-saturated", "generator-collapsed", "memorising"]
+    images: int
+    message: str
+
+
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 FINISHED: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -306,8 +311,9 @@ class JobStatus(Document):
     state: JobState
     progress: Progress
     attempts: int = 0
-    num_threads: int | None = None  # of the trainer; chosen at its first start and kept, since another number means other last bits
+    tuning: Tuning | None = None
     message: str = ""
+    findings: tuple[Finding, ...] = ()  # one a kind, oldest first
     model: Name | None = None
     version: int | None = None
     created_at: str

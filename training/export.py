@@ -112,7 +112,7 @@ def script(name: str, player: Player) -> torch.jit.ScriptModule:
         ExportError: weights or outputs are not finite, scripted differs from eager, a row depends on its batch-mates,
             or the output is not what is declared.
     """
-    module = deepcopy(player.module).cpu().eval().requires_grad_(False)
+    module = deepcopy(player.module).cpu().to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
     fold_parametrizations(module)
     check_finite_weights(name, module)
     scripted: torch.jit.ScriptModule = torch.jit.script(module)
@@ -267,7 +267,7 @@ def publish(
         ExportError: a gate refused the model.
     """
     name = provenance.config.model_name
-    if (done := published_by(provenance.run, name, repositories)) is not None:
+    if (done := published_by(provenance.run, provenance.config, repositories)) is not None:
         return done
     scripted = {key: script(key, player) for key, player in players.items()}
     samples = sheet(players["generator"], examples)
@@ -303,14 +303,17 @@ def publish(
             return manifest
 
 
-def published_by(run: str, name: str, repositories: Sequence[Path]) -> Manifest | None:
-    """The version that a run has published already: a worker may die between publishing and saying so."""
-    for folder in versions.versions(repositories[:1], name).values():
+def published_by(run: str, config: TrainConfig, repositories: Sequence[Path]) -> Manifest | None:
+    """The version that a run has published already: a worker may die between publishing and saying so.
+
+    A run that was trained on, to more images, publishes once more.
+    """
+    for folder in versions.versions(repositories[:1], config.model_name).values():
         try:
             manifest = Manifest.model_validate_json((folder / versions.MANIFEST).read_bytes())
         except (OSError, ValueError):
             continue  # a damaged version is the store's to name; it is not this run's
-        if manifest.run == run:
+        if (manifest.run, manifest.config.total_images) == (run, config.total_images):
             return manifest
     return None
 

@@ -104,8 +104,9 @@ class Training:
                 watcher.evaluate(self.images)  # before the checkpoint, which then knows the best state so far
             if self._crossed(before, config.checkpoint_images):
                 watcher.checkpoint(self.images)
-            if rate := clock.beat(self.images):
-                watcher.beat(self.images, rate)
+            rate = clock.beat(self.images)
+            if self._rules.team.agree(rate is not None):
+                watcher.beat(self.images, rate or clock.rate)
 
     def step(self) -> None:
         """One step of the game whose turn it is."""
@@ -153,6 +154,8 @@ class Training:
         means = dict(zip(self._terms, values.mean(dim=0).tolist(), strict=True))
         if not phase.warming_up:
             means |= self.matches[phase.key].score_after(self._rules)
+        if bad := [name for name, value in means.items() if not math.isfinite(value)]:  # the last step moved weights out of bounds
+            raise NotFiniteError(f"{bad[0]} is not finite at step {self.steps:,}; try a smaller learning_rate")
         self._window, self._window_start = [], (self.images, self.steps, self.seconds)
         rate = (self.images - images_before) / max(self.seconds - seconds_before, 1e-9)
         prefix = f"{phase.key}/" if len(self.matches) > 1 else ""
@@ -166,7 +169,7 @@ class Training:
 
     def _finite_window(self) -> Tensor:
         """(steps, terms) since the last line of metrics, on the CPU."""
-        values = torch.stack(self._window).cpu().double()  # in this order: Apple's GPUs know no double
+        values = self._rules.team.average(torch.stack(self._window)).cpu().double()  # in this order: Apple's GPUs know no double
         bad = (~values.isfinite()).nonzero()
         if len(bad):
             step = self._window_start[1] + int(bad[0, 0]) + 1
@@ -226,7 +229,7 @@ class _Clock:
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now, self._lap = now, now()
         self._beat: tuple[float, int] | None = None
-        self._rate = math.nan
+        self.rate = math.nan
 
     def lap(self) -> float:
         before, self._lap = self._lap, self._now()
@@ -241,6 +244,6 @@ class _Clock:
         if seconds < 0.5:
             return None
         rate = (images - self._beat[1]) / seconds
-        self._rate = rate if math.isnan(self._rate) else 0.8 * self._rate + 0.2 * rate
+        self.rate = rate if math.isnan(self.rate) else 0.8 * self.rate + 0.2 * rate
         self._beat = (self._lap, images)
-        return self._rate
+        return self.rate

@@ -19,6 +19,7 @@ from training.game import Game, Round, Tensors
 from training.layers import add_spectral_norm
 from training.losses import AdversarialLoss
 from training.penalties import Penalty
+from training.team import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Rules:
     penalty_interval: penalties are added at every so many-th step of the discriminator, and weigh as many times more.
     samplewise: the discriminator judges each image by itself, so that real and generated ones may go through it together.
     bfloat16: layers compute in bfloat16 where that is safe; weights, scores and losses stay in float32.
+    team: the processes that play together.
     """
 
     loss: AdversarialLoss
@@ -37,9 +39,10 @@ class Rules:
     critic_steps: int = 1
     samplewise: bool = False
     bfloat16: bool = False
+    team: Team = ALONE
 
     @classmethod
-    def of(cls, config: TrainConfig, combination: Combination) -> "Rules":
+    def of(cls, config: TrainConfig, combination: Combination, team: Team = ALONE) -> "Rules":
         return cls(
             combination.loss,
             combination.penalties,
@@ -48,6 +51,7 @@ class Rules:
             config.critic_steps,
             samplewise=combination.norm != "batch",
             bfloat16=config.precision == "bfloat16",
+            team=team,
         )
 
     def forward(self, network: nn.Module, *images: Tensor, **inputs: Tensor) -> Tensor:
@@ -72,12 +76,14 @@ class Match:
     last: Round | None = None
 
     @classmethod
-    def of(cls, game: Game, config: TrainConfig, device: torch.device) -> "Match":
+    def of(cls, game: Game, config: TrainConfig, device: torch.device, team: Team = ALONE) -> "Match":
         if config.spectral_norm:
             add_spectral_norm(game.discriminator)
         game.generator.to(device).train()
         game.discriminator.to(device).train()
         average = deepcopy(game.generator).eval().requires_grad_(False)
+        for network in (game.generator, game.discriminator):
+            team.synchronise_norms(network)
         return cls(game, average, _adam(game.generator, config.generator), _adam(game.discriminator, config.discriminator))
 
     @property
@@ -103,9 +109,9 @@ class Match:
     def warm_up(self, rules: Rules, batch: Next, random: torch.Generator) -> dict[str, Tensor]:
         """Move the generator by what it warms up by; the term that moved it, a detached scalar."""
         assert self.game.warmup is not None, "a game that warms up says by what"
-        dealt = self.game.deal(batch(), random)
+        dealt = rules.team.share(self.game.deal(batch(), random))
         loss = self.game.warmup(rules.forward(self.game.generator, **dealt.inputs), dealt)
-        _descend(self.generator_optimizer, loss)
+        _descend(self.generator_optimizer, loss, rules.team)
         return {"warmup_loss": loss.detach()}
 
     def play(self, rules: Rules, step: int, batch: Next, random: torch.Generator) -> dict[str, Tensor]:
@@ -115,13 +121,14 @@ class Match:
             step: counts from 0, and decides when penalties are added.
         """
         terms: dict[str, Tensor] = {}
+        own_random = rules.team.own_random(random, step)
         for critic_step in range(rules.critic_steps):
-            dealt = self.game.deal(batch(), random)
+            dealt = rules.team.share(self.game.deal(batch(), random))
             with torch.set_grad_enabled(critic_step == rules.critic_steps - 1):
                 generated = rules.forward(self.game.generator, **dealt.inputs)
             penalised = (step * rules.critic_steps + critic_step) % rules.penalty_interval == 0
-            terms |= self._move_discriminator(rules, dealt, generated.detach(), random, penalised=penalised)
-        terms |= self._move_generator(rules, dealt, generated, random)
+            terms |= self._move_discriminator(rules, dealt, generated.detach(), own_random, penalised=penalised)
+        terms |= self._move_generator(rules, dealt, generated, own_random)
         self.last = dealt
         return {name: value.detach() for name, value in terms.items()}
 
@@ -144,7 +151,7 @@ class Match:
                 penalties = torch.stack([each(judge, *images, random) for each in rules.penalties])
                 terms["penalty"] = rules.penalty_interval * penalties.sum()
             loss = loss + terms["penalty"]
-        _descend(self.discriminator_optimizer, loss)
+        _descend(self.discriminator_optimizer, loss, rules.team)
         rules.loss.constrain(self.game.discriminator)
         return terms
 
@@ -161,7 +168,7 @@ class Match:
         if game.reconstruction is not None:
             terms["reconstruction_loss"] = game.reconstruction(generated, dealt)
             loss = game.adversarial_weight * loss + terms["reconstruction_loss"]
-        _descend(self.generator_optimizer, loss)
+        _descend(self.generator_optimizer, loss, rules.team)
         game.discriminator.requires_grad_(True)
         return terms
 
@@ -174,8 +181,10 @@ class Match:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             generator, discriminator = deepcopy((self.game.generator, self.game.discriminator))  # statistics of norms move too
             scores = discriminator(generator(**self.last.inputs), **self.last.condition)
-        after = {"score_generated_after": float(scores.mean())}
-        return after | ({"probability_generated_after": float(scores.sigmoid().mean())} if rules.loss.score == "logit" else {})
+        after = {"score_generated_after": scores.mean()}
+        if rules.loss.score == "logit":
+            after["probability_generated_after"] = scores.sigmoid().mean()
+        return {name: float(rules.team.average(value)) for name, value in after.items()}
 
     # --- state ---
 
@@ -235,11 +244,12 @@ def _rate(config: OptimizerConfig) -> float:
     return config.learning_rate
 
 
-def _descend(optimizer: Optimizer, loss: Tensor) -> None:
+def _descend(optimizer: Optimizer, loss: Tensor, team: Team) -> None:
     """One step. Gradients of the weights alone: a penalty's images need none of the loss."""
     optimizer.zero_grad(set_to_none=True)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     loss.backward(inputs=weights)  # type: ignore[no-untyped-call]
+    team.average_gradients(weights)
     optimizer.step()
 
 

@@ -4,6 +4,7 @@ Features are (N, D) tensors of any extractor, one row an image; everything is co
 without the extractor's name, which is part of the measure's name wherever it is reported.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -168,6 +169,45 @@ def density_coverage(real: Tensor, fake: Tensor, num_neighbours: int = 5) -> Den
     return DensityCoverage(num_inside / (num_neighbours * len(fake)), float(covered.double().mean()))
 
 
+def mean_distance(rows: Tensor) -> float:
+    """Mean Euclidean distance of two different rows, over all pairs: how much images differ from each other."""
+    rows = rows.to("cpu", torch.float64)
+    if len(rows) < 2:
+        raise ValueError(f"a distance needs 2 rows at least; there are {len(rows)}")
+    total = sum(float(_squared_distances(block, rows).sqrt().sum()) for block in torch.split(rows, BLOCK_ROWS))
+    return total / (len(rows) * (len(rows) - 1))
+
+
+class TrainingShare(NamedTuple):
+    """`share` of generated rows whose nearest real row is one that was trained on; half is expected where nothing was memorised.
+
+    `error` is its standard error then.
+    """
+
+    share: float
+    error: float
+
+
+def training_share(generated: Tensor, trained_on: Tensor, held_out: Tensor) -> TrainingShare:
+    """Which of two equally large sets of real rows generated ones are nearest to.
+
+    What is held out is chosen by lot, so that without memory each real row is one that was trained on by the toss of a coin, and the
+    share's variance is that of a sum over real rows, each weighted by how many generated ones it draws: a row that draws many counts once.
+
+    Args:
+        trained_on, held_out: (M, D) each, all rows different.
+    """
+    if len(trained_on) != len(held_out):
+        raise ValueError(f"the two sets of real rows are equally large; these have {len(trained_on)} and {len(held_out)}")
+    generated, real = generated.to("cpu", torch.float64), torch.cat([trained_on, held_out]).to("cpu", torch.float64)
+    nearest = torch.cat([_squared_distances(block, real).argmin(1) for block in torch.split(generated, BLOCK_ROWS)])
+    share = float((nearest < len(trained_on)).double().mean())
+    drawn = torch.bincount(nearest, minlength=len(real)).double() / len(generated)
+    # of a sum over half of the rows, drawn without putting back
+    variance = (float(drawn.square().sum()) - 1 / len(real)) * len(real) / (4 * (len(real) - 1))
+    return TrainingShare(share, max(0.0, variance) ** 0.5)
+
+
 def _share_inside(rows: Tensor, others: Tensor, num_neighbours: int) -> float:
     radii = _squared_radii(others, num_neighbours)
     inside = [(_squared_distances(block, others) <= radii).any(1) for block in torch.split(rows, BLOCK_ROWS)]
@@ -215,6 +255,20 @@ def mode_histogram(predictions: Tensor, reference: Tensor) -> ModeHistogram:
     there = shares > 0
     divergence = float((shares[there] * (shares[there] / expected[there]).log()).sum())
     return ModeHistogram(tuple(counts.tolist()), int((shares >= 0.01).sum()), max(0.0, divergence))
+
+
+def class_variety(predictions: Tensor, reference: Tensor) -> float:
+    """How many classes there are as good as, relative to the reference: exp(entropy - entropy of the reference).
+
+    Args:
+        predictions, reference: (N,) and (M,) int64, the classes of generated and of real images.
+    """
+
+    def entropy(classes: Tensor) -> float:
+        shares = torch.bincount(classes.cpu()).double() / len(classes)
+        return -float(torch.xlogy(shares, shares).sum())
+
+    return math.exp(entropy(predictions) - entropy(reference))
 
 
 # --- pairs of images ----------------------------------------------------------------------------------------------------------

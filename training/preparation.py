@@ -11,11 +11,13 @@ from training import catalog
 from training.contract import Manifest, TrainConfig, UserError
 from training.data import Batches, evenly, rows_of, split
 from training.datasets import Dataset
+from training.evaluation import MAX_COMPARED
 from training.export import MAX_SCORED, NUM_SAMPLES, ExportError, HeldOut, published_weights, script
 from training.files import versions
 from training.game import Architecture, DataSpec, Player, Terms
 from training.loop import Training
 from training.match import Match, Rules
+from training.team import ALONE, Team
 
 NUM_FITTED = 2000  # images that data-dependent constants are measured on
 _log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class Prepared:
 
     held_out: real images that are never trained on, for evaluation and the score reference.
     examples: some of them, for the grids of samples.
+    trained_on: some of the images that are trained on, by which an evaluation sees whether they are memorised.
     """
 
     architecture: Architecture
@@ -47,17 +50,22 @@ class Prepared:
     players: dict[str, Player]
     held_out: HeldOut
     examples: HeldOut
+    trained_on: Tensor | None
 
 
-def prepare(config: TrainConfig, dataset: Dataset, places: Places, device: torch.device, *, begun: bool = False) -> Prepared:
+def prepare(
+    config: TrainConfig, dataset: Dataset, places: Places, device: torch.device, *, begun: bool = False, team: Team = ALONE
+) -> Prepared:
     """Networks, data and optimisers as the config says, before the first step.
 
     Args:
         begun: the run has a checkpoint, which holds every weight.
+        team: the processes that train it together; each prepares the same.
 
     Raises:
         UserError: the config cannot be run here, or its networks cannot be exported; better said now than after a day.
     """
+    team.check(config.batch_size)
     torch.manual_seed(config.seed)
     combination = catalog.build(config)
     architecture, score = combination.architecture, combination.loss.score
@@ -70,20 +78,19 @@ def prepare(config: TrainConfig, dataset: Dataset, places: Places, device: torch
         _start_from(config.initial_model, players, places)
     for name, player in players.items():
         script(name, player)
-    matches = {key: Match.of(game, config, device) for key, game in games.items()}
+    matches = {key: Match.of(game, config, device, team) for key, game in games.items()}
     batches = Batches(dataset, parts.train, config.batch_size, torch.Generator().manual_seed(config.seed + 1), device)
-    rules = Rules.of(config, combination)
+    rules = Rules.of(config, combination, team)
     training = Training(matches, rules, batches, config, torch.Generator(device).manual_seed(config.seed + 2))
     averaged = {key: match.averaged_game for key, match in matches.items()}
     _log.info(
-        "training %s on %s: %s images of %s, %s held out, on %s with %s threads",
+        "training %s on %s: %s images of %s, %s held out, on %s",
         config.architecture,
         config.dataset,
         f"{len(parts.train):,}",
         "x".join(map(str, spec.shape)),
         f"{len(parts.held_out):,}",
         device,
-        torch.get_num_threads(),
     )
     return Prepared(
         architecture,
@@ -92,12 +99,20 @@ def prepare(config: TrainConfig, dataset: Dataset, places: Places, device: torch
         architecture.players(averaged, data=spec, score=score),
         _held_out(architecture, dataset, evenly(parts.held_out, max(MAX_SCORED, config.num_evaluated))),
         _held_out(architecture, dataset, _examples(dataset, parts.held_out)),
+        _trained_on(config, dataset, parts.train),
     )
 
 
 def _held_out(architecture: Architecture, dataset: Dataset, rows: Tensor) -> HeldOut:
     batch = rows_of(dataset, rows)
     return HeldOut(batch["image"], architecture.given(batch))
+
+
+def _trained_on(config: TrainConfig, dataset: Dataset, rows: Tensor) -> Tensor | None:
+    """None where images come in groups: these are held out whole, and which group is near to what is generated is luck."""
+    if dataset.groups is not None or not config.num_evaluated:
+        return None
+    return rows_of(dataset, evenly(rows, min(config.num_evaluated, MAX_COMPARED)))["image"]
 
 
 def _examples(dataset: Dataset, rows: Tensor) -> Tensor:

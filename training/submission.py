@@ -1,5 +1,6 @@
 """Turns what a user wrote into a config that can be run: every default resolved, everything checked that can be before any work."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from training.datasets import card as read_card
 from training.features import BY_HAND
 from training.files import versions
 from training.game import DataSpec, UnsuitableDataError
-from training.phases import too_short
+from training.phases import phases, too_short
 
 
 def resolve(config: TrainConfig, datasets_folder: Path, repositories: tuple[Path, ...], weights: Path = Path("weights")) -> TrainConfig:
@@ -33,12 +34,52 @@ def resolve(config: TrainConfig, datasets_folder: Path, repositories: tuple[Path
         raise ConfigError([(f"/{field}", message.format(field)) for field in idle])
     config = _follow_recipes(_follow_initial_model(config, repositories))
     combination = build(config)
+    if config.on_collapse == "stop" and "image" in combination.architecture.inputs:
+        message = f"stop has no effect with {config.architecture}, whose images have targets; leave on_collapse out"
+        raise ConfigError([("/on_collapse", message)])
     if missing := _missing_weights(config, combination, weights):
         raise ConfigError(missing)
     card = _suitable_data(config, combination, datasets_folder)
     _check_same_shapes(config, combination, card, repositories)
     _check_networks(config, card, weights, repositories)
     return _filled(config, combination)
+
+
+def resume(begun: TrainConfig, given: TrainConfig, card: DatasetCard, weights: Path) -> TrainConfig:
+    """The config of a run that goes on: what is said again must be what it was begun with, and total_images may be larger.
+
+    Args:
+        begun: the run's, resolved.
+        given: what the user says now; what is left out stays.
+        card: of the run's data set.
+
+    Raises:
+        ConfigError: a difference; every one of them.
+    """
+    said = given.model_dump(mode="json", exclude_unset=True)
+    total_images = said.pop("total_images", begun.total_images)
+    errors = _differences(begun.model_dump(mode="json"), said, "")
+    was = begun.total_images
+    if total_images < was:
+        errors.append(("/total_images", f"the run was begun for {was:,}; give more, to train on, or leave total_images out"))
+    if total_images > was and len(phases(Blueprint.of(begun, card, weights).games, was)) > 1:
+        message = f"{begun.architecture} is trained in phases, which {was:,} total_images have placed; begin a new run for more"
+        errors.append(("/total_images", message))
+    if errors:
+        raise ConfigError(errors)
+    return begun.model_copy(update={"total_images": total_images})
+
+
+def _differences(begun: Mapping[str, JsonValue], said: Mapping[str, JsonValue], pointer: str) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for key, value in said.items():
+        was, where = begun.get(key), f"{pointer}/{key}"
+        if isinstance(value, dict) and isinstance(was, dict):
+            found += _differences(was, value, where)
+        elif value != was:
+            message = f"the run was begun with {json.dumps(was)}, not {json.dumps(value)}; leave {key} out, or begin a new run"
+            found.append((where, message))
+    return found
 
 
 def _suitable_data(config: TrainConfig, combination: Combination, datasets_folder: Path) -> DatasetCard:

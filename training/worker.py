@@ -1,5 +1,7 @@
 """One run directory, one process: `python -m training.worker FOLDER`. It holds the directory's lock as long as it lives.
 
+Started by torchrun, several processes are one worker: the first leads, holds the lock and writes, the others follow.
+
 Ends with exit code 0 when the run is finished (or cancelled), 1 when it failed, 75 when it was stopped and can go on later.
 """
 
@@ -10,154 +12,43 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import get_args
 
 import torch
-from torch import Tensor
 
-from training import checkpoint
-from training.contract import JobState, JobStatus, Manifest, Metrics, Progress, TrainConfig, UserError, now
+from training import catalog, checkpoint, tuning
+from training.contract import JobState, JobStatus, Manifest, MemoryLayout, Tuning, UserError, now
 from training.datasets import load
+from training.detectors import Detectors
 from training.evaluation import Evaluator
-from training.export import MAX_SCORED, Provenance, generate, publish, save_grid, sheet
+from training.export import MAX_SCORED, Provenance, publish
 from training.files import runs
 from training.files.locks import hold
-from training.files.machine import num_training_threads
-from training.loop import Best, NotFiniteError, Training
-from training.preparation import Places, Prepared, prepare
+from training.loop import NotFiniteError
+from training.preparation import Places, prepare
+from training.run import Cancelled, Collapsed, Follower, Listener, Run, Stopped, rounded
+from training.summary import draw
+from training.team import LostMemberError, Team
 
 STOPPED = 75  # EX_TEMPFAIL: run me again
-# of the first image; far from the seeds of samples and the score reference
-EVALUATION_SEED = 1_000_000
-FINAL_SEED = 1_500_000  # other images than those by which the best state was chosen: luck in the choice is not reported
 _log = logging.getLogger("training")
 
 
-class Listener:
-    """Told of a run as it goes, in the worker's own process; the console's progress bar is one."""
-
-    def started(self, config: TrainConfig, images: int) -> None:
-        """The networks stand; the run begins at `images`."""
-
-    def progressed(self, status: JobStatus) -> None:
-        """About twice a second."""
-
-
-class _Stop(Exception):
-    """A signal asked the process to end; the run goes on another time."""
-
-
-class _Cancelled(Exception):
-    """Somebody asked the run to end."""
-
-
-@dataclass
-class _Run:
-    """A run at work: what was prepared, its directory, and what it says of itself. It is the loop's Watcher."""
-
-    folder: Path
-    config: TrainConfig
-    device: torch.device
-    prepared: Prepared
-    evaluator: Evaluator | None
-    status: JobStatus
-    listener: Listener
-    stop_asked: bool = False
-    named_best: int | None = None  # by the newest checkpoint: images of the best state that it would be published with
-
-    @property
-    def training(self) -> Training:
-        return self.prepared.training
-
-    def beat(self, images: int, images_per_second: float) -> None:
-        left = (self.config.total_images - images) / images_per_second
-        update = {"images": images, "images_per_second": round(images_per_second, 1), "seconds_left": round(left, 1)}
-        self.say(progress=self.status.progress.model_copy(update=update))
-        self.listener.progressed(self.status)
-        self.heed()
-
-    def heed(self) -> None:
-        """Raise what ends the run, where somebody has asked for its end."""
-        if self.stop_asked or runs.is_stop_asked(self.folder):
-            raise _Stop
-        if runs.is_cancel_asked(self.folder):
-            raise _Cancelled
-
-    def measured(self, metrics: Metrics) -> None:
-        runs.append_metrics(self.folder, metrics)
-        progress = self.status.progress.model_copy(update={"losses": _rounded(metrics.losses)})
-        self.status = self.status.model_copy(update={"progress": progress})
-
-    def sample(self, images: int) -> None:
-        save_grid(runs.sample_path(self.folder, images), sheet(self.prepared.players["generator"], self.prepared.examples))
-
-    def evaluate(self, images: int) -> None:
-        """Compare with held-out images; a state that is the best so far is kept."""
-        if self.evaluator is None:
-            return
-        values = self.evaluator.quick(self._generated())
-        runs.append_metrics(self.folder, Metrics(images=images, seconds=self.training.seconds, evaluation=values))
-        value = self.evaluator.chosen_by(values)
-        best = self.training.best
-        if best is None or self.evaluator.is_better(value, best.value):
-            self.training.best = Best(images, value)
-            checkpoint.save(self.folder / runs.BEST, images, self.training.state_dict())
-        self.say(progress=self.status.progress.model_copy(update={"evaluation": _rounded(values)}))
-
-    def go_back_to_best(self) -> dict[str, float]:
-        """Bring the networks to where they were evaluated best, and evaluate them thoroughly."""
-        if self.evaluator is None:
-            return {}
-        best = self.training.best
-        assert best is not None, "there is an evaluation at the end of every run"
-        if best.images != self.training.images:
-            _log.info("publishing the best state, of %s images", f"{best.images:,}")
-            self.training.load_state_dict(checkpoint.load(self.folder / runs.BEST, best.images, self.device))
-        return self.evaluator.thorough(self._generated(FINAL_SEED))
-
-    def _generated(self, seed: int = EVALUATION_SEED) -> Tensor:
-        held_out = self.prepared.held_out
-        return generate(self.prepared.players["generator"], held_out.some(self.config.num_evaluated), seed)
-
-    def take_up(self) -> None:
-        """Go on from the newest checkpoint, where there is one."""
-        state = checkpoint.load_newest(self.folder / runs.CHECKPOINTS, self.device)
-        if state is not None:
-            self.training.load_state_dict(state)
-        best = self.training.best
-        self.named_best = None if best is None else best.images
-        # a dead process may have found a better one, which this one will find again
-        checkpoint.drop_all_but(self.folder / runs.BEST, [] if best is None else [best.images])
-        runs.truncate_metrics(self.folder, self.training.images)
-        progress = Progress(images=self.training.images, total_images=self.config.total_images)
-        for line in runs.read_metrics(self.folder):
-            told = {"losses": _rounded(line.losses)} if line.losses else {"evaluation": _rounded(line.evaluation)}
-            progress = progress.model_copy(update=told)
-        self.status = self.status.model_copy(update={"progress": progress})
-
-    def checkpoint(self, images: int) -> None:
-        self.training.check_finite()
-        checkpoint.save(self.folder / runs.CHECKPOINTS, images, self.training.state_dict())
-        checkpoint.drop_all_but_newest(self.folder / runs.CHECKPOINTS)
-        best = None if self.training.best is None else self.training.best.images
-        checkpoint.drop_all_but(self.folder / runs.BEST, [named for named in (best, self.named_best) if named is not None])
-        self.named_best = best
-
-    def say(self, **changes: object) -> None:
-        self.status = self.status.model_copy(update=changes)
-        runs.write_status(self.folder, self.status)
-
-    def end(self, state: JobState, message: str, **changes: object) -> None:
-        self.say(state=state, message=message, finished_at=now(), **changes)
-
-
-def work(folder: Path, places: Places, device: torch.device, listener: Listener | None = None, num_threads: int | None = None) -> int:
+def work(
+    folder: Path,
+    places: Places,
+    device: torch.device,
+    listener: Listener | None = None,
+    num_threads: int | None = None,
+    memory_layout: MemoryLayout | None = None,
+) -> int:
     """Run a run directory to its end, from its newest checkpoint where there is one.
 
     Args:
-        num_threads: intra-op threads, all cores but one when None; a run that has begun keeps what it began with.
+        num_threads: intra-op threads; measured when None. A run that has begun keeps what it began with, as it keeps its layout.
+        memory_layout: of the networks' weights; measured when None.
 
     Returns:
         The exit code of the module's head. What went wrong is in the status, and its traceback in the log.
@@ -165,63 +56,154 @@ def work(folder: Path, places: Places, device: torch.device, listener: Listener 
     Raises:
         LockedError: another process works in the directory.
     """
+    torch.set_flush_denormal(True)
+    torch.set_float32_matmul_precision("high")  # TF32, on GPUs that have it
+    team = Team.gather(device)
+    if not team.leads:
+        return _follow(folder, places, device, team)
     with hold(folder), _logging_to(folder / runs.LOG):
         status = runs.read_status(folder)
         begin = {"state": "running", "message": "", "attempts": status.attempts + 1, "started_at": now(), "finished_at": None}
-        status = status.model_copy(update=begin | {"num_threads": status.num_threads or num_threads or num_training_threads()})
-        assert status.num_threads is not None
-        torch.set_num_threads(status.num_threads)
+        status = status.model_copy(update=begin)
         runs.write_status(folder, status)
         (folder / runs.STOP).unlink(missing_ok=True)
         try:
-            return _work(folder, places, device, status, listener or Listener())
+            if runs.is_cancel_asked(folder):
+                return _end(folder, "cancelled", "cancelled before it started", 0)
+            run = _prepare(folder, places, device, team, status, listener or Listener(), (num_threads, memory_layout))
+            return _lead(run, places)
+        except LostMemberError as error:
+            return _end(folder, "queued", f"a process of the team is gone ({error}); it goes on from the last checkpoint", STOPPED)
         except Exception as error:
             _log.exception("the run failed")
-            ended = {"state": "failed", "message": _sentence(error), "finished_at": now()}
-            runs.write_status(folder, runs.read_status(folder).model_copy(update=ended))
-            return 1
+            return _end(folder, "failed", _sentence(error), 1)
 
 
-def _work(folder: Path, places: Places, device: torch.device, status: JobStatus, listener: Listener) -> int:
-    torch.set_flush_denormal(True)
+def _end(folder: Path, state: JobState, message: str, code: int) -> int:
+    finished = {} if state == "queued" else {"finished_at": now()}
+    status = runs.read_status(folder).model_copy(update={"state": state, "message": message, **finished})
+    runs.write_status(folder, status)
+    draw(folder)
+    return code
+
+
+def _prepare(
+    folder: Path,
+    places: Places,
+    device: torch.device,
+    team: Team,
+    status: JobStatus,
+    listener: Listener,
+    asked: tuple[int | None, MemoryLayout | None],
+) -> Run:
+    """All that a run needs, at the point where it goes on."""
     config = runs.read_config(folder)
-    if runs.is_cancel_asked(folder):
-        ended = {"state": "cancelled", "message": "cancelled before it started", "finished_at": now()}
-        runs.write_status(folder, status.model_copy(update=ended))
-        return 0
     begun = runs.checkpoint_images(folder) > 0
-    prepared = prepare(config, load(config.dataset, places.datasets), places, device, begun=begun)
-    evaluator = Evaluator.of(config, prepared.held_out, places.weights, device) if config.num_evaluated else None
-    run = _Run(folder, config, device, prepared, evaluator, status, listener)
+    prepared = prepare(config, load(config.dataset, places.datasets), places, device, begun=begun, team=team)
+    evaluator = None
+    if config.num_evaluated:
+        evaluator = Evaluator.of(config, prepared.held_out, places.weights, device, prepared.trained_on)
+    detectors = Detectors(config, catalog.build(config).loss, evaluator.extractor.suffix if evaluator else "")
+    run = Run(config, prepared.training, team, folder, device, prepared, evaluator, detectors, status, listener)
+    run.say(tuning=status.tuning or _tuning(run, device, *asked))
+    assert run.status.tuning is not None
+    tuning.apply(run.training, run.status.tuning)
     run.take_up()
+    team.agree(run.training.images)
+    return run
+
+
+def _tuning(run: Run, device: torch.device, num_threads: int | None, memory_layout: MemoryLayout | None) -> Tuning:
+    """What was asked for, and what the clock says where nothing was; a team shares the cores."""
+    among = tuning.candidates(device, num_threads, memory_layout)
+    num_steps = run.config.total_images // (run.config.batch_size * run.config.critic_steps)
+    if run.team.size > 1 or num_steps < tuning.MIN_STEPS or len(among) == 1:
+        return among[0]
+    return tuning.fastest(run.training, among)
+
+
+def _follow(folder: Path, places: Places, device: torch.device, team: Team) -> int:
+    """Train as the leader does, from the leader's state."""
+    config, begun = runs.read_config(folder), runs.checkpoint_images(folder) > 0
+    try:
+        prepared = prepare(config, load(config.dataset, places.datasets), places, device, begun=begun, team=team)
+        images, training = team.agree(0), prepared.training
+        chosen = runs.read_status(folder).tuning
+        assert chosen is not None, "the leader has said so before it agreed"
+        tuning.apply(training, chosen)
+        if images:
+            training.load_state_dict(checkpoint.load(folder / runs.CHECKPOINTS, images, device))
+        return _train_along(Follower(config, training, team))
+    except LostMemberError:
+        return STOPPED
+
+
+def _train_along(follower: Follower) -> int:
+    code = 0
+    try:
+        follower.training.run(follower)
+        follower.heed()
+    except Stopped:
+        code = STOPPED
+    except (Cancelled, Collapsed):
+        _log.info("the leader ends the run here")
+    follower.checkpoint(follower.training.images)  # the leader's last one
+    return code
+
+
+def _lead(run: Run, places: Places) -> int:
+    try:
+        code = _train(run)
+    except NotFiniteError as error:
+        raise run.lose(error) from error
+    code = _finish(run, places) if code is None else code
+    if run.events is not None:
+        run.events.close()
+    return code
+
+
+def _train(run: Run) -> int | None:
+    """Train to the end, or to where it is to end; the exit code where nothing is to be published now."""
+    total = run.config.total_images
     with _stop_signals(run):
         try:
-            listener.started(config, run.training.images)
-            run.training.run(run)
+            run.listener.started(run.config, run.training.images)
+            if not run.ends_here:
+                run.training.run(run)
             run.heed()
-        except (_Stop, _Cancelled) as end:
+        except Collapsed:
+            _log.info("the run ends here, as on_collapse says")
+        except (Stopped, Cancelled) as end:
             run.checkpoint(run.training.images)
-            seen = f"{run.training.images:,} of {config.total_images:,} images"
-            if isinstance(end, _Cancelled):
+            seen = f"{run.training.images:,} of {total:,} images"
+            if isinstance(end, Cancelled):
                 run.end("cancelled", f"cancelled after {seen}; the last checkpoint is kept")
                 return 0
             run.say(state="queued", message=f"stopped after {seen}; it goes on from there")
             return STOPPED
     run.checkpoint(run.training.images)
-    run.sample(run.training.images)
-    progress = run.status.progress.model_copy(update={"images": run.training.images, "seconds_left": 0.0})
+    return None
+
+
+def _finish(run: Run, places: Places) -> int:
+    images = run.training.images
+    run.sample(images)
+    progress = run.status.progress.model_copy(update={"images": images, "seconds_left": 0.0})
     manifest = _publish(run, places)
     _log.info("published %s version %s", manifest.name, manifest.version)
     message = f"published as {manifest.name} version {manifest.version}"
+    if run.ends_here and images < run.config.total_images:
+        at, total = f"{run.training.images:,} images", f"{images:,} of {run.config.total_images:,}"
+        message += f", of {at}; ended after {total}, because the generator collapsed and on_collapse is stop"
     run.end("succeeded", message, progress=progress, model=manifest.name, version=manifest.version)
     return 0
 
 
-def _publish(run: _Run, places: Places) -> Manifest:
+def _publish(run: Run, places: Places) -> Manifest:
     evaluated = run.go_back_to_best()
     training = run.training
     lines = [line.losses for line in runs.read_metrics(run.folder) if line.losses and line.images <= training.images]
-    losses = _rounded(lines[-1]) if lines else {}
+    losses = rounded(lines[-1]) if lines else {}
     provenance = Provenance(
         run=run.status.id,
         source=run.prepared.architecture.source,
@@ -233,17 +215,13 @@ def _publish(run: _Run, places: Places) -> Manifest:
     return publish(run.prepared.players, provenance, held_out, run.prepared.examples, places.repositories)
 
 
-def _rounded(losses: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in losses.items()}
-
-
 def _sentence(error: Exception) -> str:
     text = str(error).strip().split("\n")[0] or type(error).__name__
     return text if isinstance(error, UserError | NotFiniteError) else f"{type(error).__name__}: {text}"
 
 
 @contextmanager
-def _stop_signals(run: _Run) -> Iterator[None]:
+def _stop_signals(run: Run) -> Iterator[None]:
     """SIGTERM and Ctrl-C end the run at its next beat, with a checkpoint."""
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
@@ -272,13 +250,14 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 def pick_device(text: str) -> torch.device:
-    """`auto` is the first GPU, or else the CPU.
+    """`auto` is the first GPU (in a team, each member's own), or else the CPU.
 
     Raises:
         UserError: no such device here.
     """
     if text == "auto":
-        text = "cuda" if torch.cuda.is_available() else "cpu"
+        own = torch.distributed.get_node_local_rank(fallback_rank=0)
+        text = f"cuda:{own}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(text)
         torch.empty(0, device=device)
@@ -294,12 +273,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repository", type=Path, required=True, action="append", help="model repository; the first is written to")
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="the folder of pretrained weights")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--threads", type=int, help="intra-op threads; all cores but one when left out")
+    parser.add_argument("--threads", type=int, help="intra-op threads; measured when left out")
+    parser.add_argument("--memory-layout", choices=get_args(MemoryLayout), help="of the weights; measured when left out")
     parser.add_argument("--nice", type=int, default=0, help="added to the process's niceness")
     given = parser.parse_args(arguments)
     os.nice(given.nice)
     places = Places(given.datasets, tuple(given.repository), given.weights)
-    return work(given.folder, places, pick_device(given.device), num_threads=given.threads)
+    return work(given.folder, places, pick_device(given.device), num_threads=given.threads, memory_layout=given.memory_layout)
 
 
 if __name__ == "__main__":

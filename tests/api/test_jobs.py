@@ -11,7 +11,7 @@ from app.errors import Conflict, UnknownJob
 from app.jobs import JobService, WorkerSettings
 from app.schemas import Job
 from training import catalog
-from training.contract import FINISHED, TrainConfig
+from training.contract import FINISHED, Finding, TrainConfig
 from training.files import runs
 
 SECONDS = 60.0
@@ -134,6 +134,18 @@ def test_a_job_whose_config_is_damaged_fails_with_a_sentence_and_stays_in_the_li
 
     jobs.serve(scenario)
     assert jobs.published >= 1, "whoever waits for the end of a job is told of this end too"
+
+
+def test_what_went_wrong_in_a_run_is_in_the_jobs_answer(jobs: Jobs) -> None:
+    id = jobs.create()
+    found = Finding(kind="memorising", images=320, message="copies")
+    status = runs.read_status(jobs.folder / id)
+    runs.write_status(jobs.folder / id, status.model_copy(update={"state": "succeeded", "findings": (found,)}))
+
+    async def scenario(service: JobService) -> None:
+        assert (await service.get(id)).findings == [found]
+
+    jobs.serve(scenario)
 
 
 def test_a_running_job_survives_an_orderly_end_of_the_server_and_is_cancelled_by_the_next(jobs: Jobs) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from training import catalog, datasets, export
+from training import catalog, datasets, export, submission
 from training.catalog import ConfigError
 from training.contract import Manifest, TrainConfig
 from training.datasets import About, Batch
@@ -483,3 +483,25 @@ def test_a_version_is_found_by_its_reference(repository: Path) -> None:
     found = find_version("start", (repository,))
     assert isinstance(found, Manifest)
     assert (found.name, found.version, found.run) == ("start", 1, "first")
+
+
+# --- going on ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_may_go_on_to_more_images_and_with_nothing_else_changed(datasets_folder: Path) -> None:
+    begun = catalog.resolve(config(architecture="mlp", batch_size=20, generator={"learning_rate": 0.1}), datasets_folder, ())
+    card = datasets.card("tiny", datasets_folder)
+    said = {"architecture": "mlp", "batch_size": 20, "generator": {"learning_rate": 0.1}, "options": {"dropout": begun.options["dropout"]}}
+    assert submission.resume(begun, config(**said), card, Path()) == begun
+    more = submission.resume(begun, config(total_images=300), card, Path())
+    assert more == begun.model_copy(update={"total_images": 300})
+    with pytest.raises(ConfigError) as caught:
+        submission.resume(begun, config(seed=4, batch_size=30, options={"dropout": 0.9}, total_images=100), card, Path())
+    assert {pointer for pointer, _ in caught.value.errors} == {"/seed", "/batch_size", "/options/dropout", "/total_images"}
+
+
+def test_a_run_in_phases_cannot_be_made_longer(datasets_folder: Path) -> None:
+    phased = {"architecture": "srgan", "options": {"pixel_phase": 0.5, "content": "none"}, "batch_size": 20}
+    begun = catalog.resolve(config(**phased), datasets_folder, ())
+    with pytest.raises(ConfigError, match="srgan is trained in phases, which 240 total_images have placed; begin a new run for more"):
+        submission.resume(begun, config(total_images=300), datasets.card("tiny", datasets_folder), Path())

@@ -289,11 +289,14 @@ def test_every_field_of_a_config_is_a_flag() -> None:
         "recipe": False,
         "penalty": "r1",
         "penalty_options": {"weight": 0.5},
+        "penalty_interval": 3,
+        "precision": "bfloat16",
         "spectral_norm": True,
         "diff_augment": ["cutout", "color"],
         "learning_rate_schedule": "cosine",
         "evaluation_images": 13,
         "num_evaluated": 14,
+        "on_collapse": "stop",
         "extractor": "digits-classifier",
     }
     assert set(other) == set(TrainConfig.model_fields), "a new field wants a value here"

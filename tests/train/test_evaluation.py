@@ -8,6 +8,7 @@ from torch import Tensor
 from training import datasets
 from training.contract import TrainConfig, UserError
 from training.data import to_images
+from training.detectors import memorising
 from training.evaluation import Evaluator
 from training.export import HeldOut
 from training.game import Given
@@ -33,7 +34,8 @@ def test_a_quick_evaluation_is_of_features_and_the_kernel_distance_chooses(fashi
     evaluator = Evaluator.of(config(), HeldOut(fashion[:80]), tmp_path, CPU)
     good, bad = evaluator.quick(fashion[80:]), evaluator.quick(noisy(fashion[80:], 0.5))
     names = ["kid_digits_classifier", "kid_digits_classifier_low", "kid_digits_classifier_high", "fd_digits_classifier"]
-    assert list(good) == names
+    names += ["diversity_digits_classifier", "precision_digits_classifier", "recall_digits_classifier", "class_variety_digits_classifier"]
+    assert list(good) == [*names, "num_evaluated"]
     assert good["kid_digits_classifier_low"] < good["kid_digits_classifier"] < good["kid_digits_classifier_high"]
     assert evaluator.chosen_by(good) == good["kid_digits_classifier"]
     assert evaluator.is_better(evaluator.chosen_by(good), evaluator.chosen_by(bad))
@@ -77,6 +79,28 @@ def test_where_each_image_has_its_own_target_psnr_chooses_beside_that_of_the_bas
     assert "kid_digits_classifier" in thorough
 
 
+def test_images_all_alike_are_not_various(fashion: Tensor, tmp_path: Path) -> None:
+    evaluator = Evaluator.of(config(extractor="fashion-classifier"), HeldOut(fashion[:40]), tmp_path, CPU)
+    good, alike = evaluator.quick(fashion[80:]), evaluator.quick(noisy(fashion[81:82].repeat(40, 1, 1, 1), 0.01))
+    assert 0.8 < good["diversity_fashion_classifier"] < 1.25
+    assert 0.7 < good["class_variety_fashion_classifier"] < 1.4
+    assert alike["diversity_fashion_classifier"] < 0.1
+    assert alike["class_variety_fashion_classifier"] < 0.2
+
+
+@pytest.mark.parametrize("size", [28, 40])
+def test_copies_of_what_was_trained_on_are_seen_and_of_other_images_are_not(fashion: Tensor, tmp_path: Path, size: int) -> None:
+    images = torch.nn.functional.interpolate(fashion, (size, size))
+    trained_on = torch.cat([images[:40], images[:10]])  # some twice, which count once
+    evaluator = Evaluator.of(config(), HeldOut(images[40:80]), tmp_path, CPU, trained_on)
+    copies, others = evaluator.quick(noisy(images[:40], 0.3)), evaluator.quick(images[80:])
+    assert copies["training_share"] > 0.9
+    assert memorising(copies) is not None
+    assert abs(others["training_share"] - 0.5) < 3 * others["training_share_error"]
+    assert memorising(others) is None
+    assert {"training_share", "training_share_error"} <= set(evaluator.thorough(images[80:]))
+
+
 def test_tiny_images_have_no_ssim(tmp_path: Path) -> None:
     images = torch.rand(10, 3, 8, 8)
     evaluator = Evaluator.of(config(10), HeldOut(images, Given(baseline=images / 2)), tmp_path, CPU)
@@ -86,6 +110,11 @@ def test_tiny_images_have_no_ssim(tmp_path: Path) -> None:
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(ValidationError, match="num_evaluated 5 is too few to compare: give 6 at least, or 0 for none"):
         config(5)
+
+
+def test_a_stop_at_a_collapse_that_nobody_looks_for_is_refused() -> None:
+    with pytest.raises(ValidationError, match="on_collapse stop has no effect without evaluations: give num_evaluated"):
+        TrainConfig(num_evaluated=0, on_collapse="stop")
 
 
 def test_an_extractor_that_is_not_to_be_had_is_refused_before_anything_is_generated(fashion: Tensor, tmp_path: Path) -> None:

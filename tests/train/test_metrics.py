@@ -1,3 +1,4 @@
+import itertools
 import math
 import random
 
@@ -243,3 +244,41 @@ def test_ssim_of_two_flat_images_is_that_of_their_means() -> None:
 def test_ssim_of_images_without_room_for_a_window_is_refused() -> None:
     with pytest.raises(ValueError, match="11 x 11 at least; these are 10 x 20"):
         ssim(torch.zeros(1, 1, 10, 20), torch.zeros(1, 1, 10, 20))
+
+
+# --- variety and memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_mean_distance_is_over_all_pairs_of_different_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 4.0]])
+    monkeypatch.setattr(metrics, "BLOCK_ROWS", 2)
+    assert metrics.mean_distance(rows) == pytest.approx((5 + 4 + 3) / 3)
+    assert metrics.mean_distance(rows[:1].repeat(5, 1)) == 0
+    with pytest.raises(ValueError, match="a distance needs 2 rows at least; there are 1"):
+        metrics.mean_distance(rows[:1])
+
+
+def test_the_share_of_rows_nearest_to_trained_ones_and_its_error_are_what_lots_would_give() -> None:
+    trained_on, held_out = torch.tensor([[0.0], [10.0], [20.0]]), torch.tensor([[5.0], [15.0], [25.0]])
+    generated = torch.tensor([[0.1], [0.2], [9.0], [21.0], [16.0]])  # nearest: 0, 0, 10, 20, 15
+    found = metrics.training_share(generated, trained_on, held_out)
+    drawn = torch.tensor([2.0, 1.0, 1.0, 0.0, 1.0, 0.0], dtype=torch.float64) / 5
+    shares = torch.tensor([float(drawn[list(half)].sum()) for half in itertools.combinations(range(6), 3)])
+    assert found.share == pytest.approx(0.8)
+    assert found.error == pytest.approx(float(shares.std(correction=0)))
+    assert float(shares.mean()) == pytest.approx(0.5)
+
+
+def test_many_rows_near_one_are_no_more_sure_than_one() -> None:
+    rows = torch.arange(40.0)[:, None]
+    found = metrics.training_share(torch.full((1000, 1), 0.1), rows[::2], rows[1::2])
+    assert found == (1.0, pytest.approx(0.5))
+    with pytest.raises(ValueError, match="the two sets of real rows are equally large; these have 20 and 19"):
+        metrics.training_share(rows, rows[::2], rows[3::2])
+
+
+def test_class_variety_is_one_of_equal_shares_and_less_of_fewer_classes() -> None:
+    reference = torch.arange(10).repeat(5)
+    assert metrics.class_variety(reference, reference) == pytest.approx(1)
+    assert metrics.class_variety(torch.tensor([3, 3, 7, 7]), reference) == pytest.approx(0.2)
+    assert metrics.class_variety(torch.tensor([3, 3, 3]), reference) == pytest.approx(0.1)

@@ -22,8 +22,9 @@ from training.files import runs, versions
 from training.files.locks import hold, is_held
 from training.game import DataSpec, Terms
 from training.preparation import Places
+from training.run import Listener
 from training.submission import find_version
-from training.worker import STOPPED, Listener, pick_device, work
+from training.worker import STOPPED, pick_device, work
 
 MakeConfig = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
@@ -287,7 +288,9 @@ def test_a_loss_that_is_not_finite_fails_the_run_and_publishes_nothing(bench: Be
     run = bench.create("run", make_config(name="mine").model_copy(update={"initial_model": "start/1"}))
     code, status = bench.work(run)
     assert (code, status.state) == (1, "failed")
-    assert status.message == "discriminator_loss is not finite at step 1; try a smaller learning_rate"
+    said = "discriminator_loss is not finite at step 1; try a smaller learning_rate; the run cannot go on from there"
+    assert status.message == f"{said}, and there was no checkpoint before it"
+    assert [(each.kind, each.images, each.message) for each in status.findings] == [("not-finite", 20, status.message)]
     assert "NotFiniteError" in (run / runs.LOG).read_text()
     assert versions.names([bench.repository]) == ["start"]
     assert metrics(run) == []

@@ -1,8 +1,10 @@
 """The directory of a training run: what the worker writes and the service reads.
 
-    config.json    the TrainConfig, every default resolved; never changes
+    config.json    the TrainConfig, every default resolved; only its total_images ever grows
     status.json    the JobStatus, replaced whole
     metrics.jsonl  one Metrics a line
+    summary.png    curves, findings and samples in one picture
+    events/        the same for tensorboard, where it is installed
     samples/       grids of the fixed latents, <images>.png
     checkpoints/   the last two, <images>/
     best/          the state that was evaluated best, and the one before it, <images>/
@@ -53,6 +55,14 @@ def create(folder: Path, config: TrainConfig, id: str) -> JobStatus:
         (staged / BEST).mkdir()
         commit(staged, folder)
     return status
+
+
+def train_on(folder: Path, config: TrainConfig) -> None:
+    """Let a run go on to more images, whatever its state is. For who holds its lock."""
+    write_atomically(folder / CONFIG, config.model_dump_json(indent=2).encode())
+    status = read_status(folder)
+    progress = status.progress.model_copy(update={"total_images": config.total_images})
+    write_status(folder, status.model_copy(update={"state": "queued", "progress": progress, "message": "", "finished_at": None}))
 
 
 def read_config(folder: Path) -> TrainConfig:

@@ -1,0 +1,157 @@
+"""Processes that train one model together, as torchrun starts them; a single process is a team of one.
+
+Every member runs the same program on the same state: it deals the whole batch, plays its own rows of it, and averages gradients and
+figures with the others before anything is moved. Weights, averages, optimisers and random generators so stay equal everywhere; one
+member's state is everybody's, and a checkpoint can be gone on with by any number of processes.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from training.contract import UserError
+from training.game import Round, Tensors
+
+
+class LostMemberError(Exception):
+    """Another process of the team is gone, in the middle of a step: all go back to the last checkpoint."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among `size`; `rank` counts from 0, and 0 alone writes files."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def gather(cls, device: torch.device) -> "Team":
+        """All that torchrun has started, who wait for one another here; a team of one without torchrun."""
+        if not dist.is_torchelastic_launched():
+            return cls()
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def check(self, batch_size: int) -> None:
+        """Raise UserError where the batch cannot be shared out evenly."""
+        if batch_size % self.size or batch_size < 2 * self.size:
+            raise UserError(
+                f"a batch of {batch_size} images cannot be shared among {self.size} processes; give a batch_size that is a multiple of"
+                f" {self.size}, and two images for each at least"
+            )
+
+    def share(self, dealt: Round) -> Round:
+        """This member's rows."""
+        if self.size == 1:
+            return dealt
+
+        def mine(values: Tensor) -> Tensor:
+            return values.chunk(self.size)[self.rank]
+
+        def all_mine(tensors: Tensors) -> Tensors:
+            return {name: mine(values) for name, values in tensors.items()}
+
+        return Round(all_mine(dealt.inputs), mine(dealt.target), all_mine(dealt.condition))
+
+    def own_random(self, shared: torch.Generator, step: int) -> torch.Generator:
+        """For what is drawn within a step, for this member's rows alone; torch's global generator, of dropout, is set alike."""
+        if self.size == 1:
+            return shared
+        seed = (shared.initial_seed() + 0x9E3779B1 * (step * self.size + self.rank + 1)) % 2**32  # far apart for neighbours
+        torch.manual_seed(seed)
+        return torch.Generator(shared.device).manual_seed(seed)
+
+    def average_gradients(self, weights: Iterable[Tensor]) -> None:
+        """In place, over all members, in one message."""
+        if self.size == 1:
+            return
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        averaged = self.average(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, values in zip(gradients, torch.split(averaged, [gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(values.view_as(gradient))
+
+    def average(self, values: Tensor) -> Tensor:
+        """Over all members."""
+        if self.size == 1:
+            return values
+        total = values.clone()
+        _together(lambda: dist.all_reduce(total))
+        return total / self.size
+
+    def agree(self, value: int) -> int:
+        """What the leader says."""
+        if self.size == 1:
+            return value
+        said = torch.tensor([value if self.leads else 0])
+        if dist.get_backend() == "nccl":
+            said = said.cuda()
+        _together(lambda: dist.broadcast(said, 0))
+        return int(said)
+
+    def synchronise_norms(self, network: nn.Module) -> None:
+        """Batch norms take their statistics of the whole batch."""
+        for module in network.modules():
+            if self.size > 1 and isinstance(module, _BatchNorm):
+                module.__class__ = _SynchronisedBatchNorm
+
+
+def _together(message: Callable[[], object]) -> None:
+    try:
+        message()
+    except RuntimeError as error:  # the back ends know no better one
+        raise LostMemberError(str(error).splitlines()[0]) from error
+
+
+ALONE = Team()
+
+
+class _Sum(torch.autograd.Function):
+    """Over all members, forwards and backwards: each member's loss looks at the statistics of all."""
+
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        total = values.clone()
+        _together(lambda: dist.all_reduce(total))
+        return total
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        _together(lambda: dist.all_reduce(total))
+        return total
+
+
+class _SynchronisedBatchNorm(_BatchNorm):
+    """Batch norm over the rows of all members; its weights and statistics are those of the plain one that it was."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - its name in torch
+        if not self.training:
+            return super().forward(input)
+        axes = [axis for axis in range(input.dim()) if axis != 1]
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        size = dist.get_world_size()
+        mean = _Sum.apply(input.mean(axes)) / size
+        centred = input - mean.view(shape)
+        variance = _Sum.apply(centred.square().mean(axes)) / size
+        self._remember(mean.detach(), variance.detach(), size * input.numel() // input.shape[1])
+        output: Tensor = centred * (variance + self.eps).rsqrt().view(shape)
+        return output if self.weight is None else output * self.weight.view(shape) + self.bias.view(shape)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """As torch's own: the running variance is the unbiased one."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance * count / max(count - 1, 1), share)
