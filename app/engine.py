@@ -19,8 +19,9 @@ from torch import Tensor
 
 from app import pixels, tiles
 from app.proving import BrokenVersionError, Subject, prove_alone, prove_buckets
-from training.contract import PROBE_VALUES, FileSpec, Manifest, ModuleSpec, probe_inputs, probe_shape, probe_step
+from training.contract import FileSpec, Manifest, ModuleSpec
 from training.files.directories import DamagedFileError, verify
+from training.probe import PROBE_VALUES, probe_inputs, probe_shape, probe_step
 
 # torch.jit is deprecated upstream, and what versions are published as; a manifest can name other formats beside it
 warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=FutureWarning)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import Conflict, FieldError, Invalid, NotServed, UnknownJob, show
-from app.schemas import ArchitectureCard, Architectures, Job, JobProgress, Jobs, LossCard, PenaltyCard
+from app.schemas import ArchitectureCard, Architectures, Job, JobProgress, Jobs, LossCard, PenaltyCard, PresetCard
 from training import catalog
 from training.contract import FINISHED, JobStatus, TrainConfig, is_name, now
 from training.files import locks, runs
@@ -321,6 +321,7 @@ def describe_catalog(datasets: Path) -> Architectures:
             PenaltyCard(name=key, summary=_summary(kind), source=kind.source, options=kind.model_json_schema())
             for key, kind in penalties.items()
         ],
+        presets=[PresetCard(name=key, summary=each.summary, config=dict(each.config)) for key, each in catalog.presets().items()],
         extractors=catalog.extractors(),
         datasets=known,
     )

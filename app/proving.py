@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from app import tiles
-from training.contract import ModuleSpec, TensorSpec, probe_shape
+from training.contract import ModuleSpec, TensorSpec
+from training.probe import probe_shape
 
 _WARM_RUNS = 3  # TorchScript profiles the first run of a shape and compiles in the second
 _CORE_PIXELS = 8  # a side, of the tiles that a halo is proved with

@@ -319,12 +319,21 @@ class PenaltyCard(BaseModel):
     options: dict[str, JsonValue] = Field(description="JSON schema of `penalty_options`.")
 
 
+class PresetCard(BaseModel):
+    """A named config, made for one purpose."""
+
+    name: str
+    summary: str
+    config: dict[str, JsonValue] = Field(description="What a config with this preset says where the user says nothing.")
+
+
 class Architectures(BaseModel):
     """Everything that can be trained here."""
 
     architectures: list[ArchitectureCard]
     losses: list[LossCard]
     penalties: list[PenaltyCard]
+    presets: list[PresetCard]
     extractors: dict[str, str] = Field(description="By name, where the weights come from that an evaluation takes its features from.")
     datasets: list[DatasetCard]
 

@@ -10,7 +10,8 @@ from app.errors import Invalid
 from app.forms import Made
 from app.service import Service
 from app.uploads import TransformBody
-from training.contract import Manifest, ModuleSpec, TensorSpec, probe_shape
+from training.contract import Manifest, ModuleSpec, TensorSpec
+from training.probe import probe_shape
 
 
 def is_transform(module: ModuleSpec) -> bool:

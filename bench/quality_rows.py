@@ -78,7 +78,7 @@ ROWS = (
         "dcgan on fashion",
         "dcgan",
         "fashion-mnist",
-        120_000,
+        80_000,
         num_seeds=3,
         extractor="fashion-classifier",
         classifier="fashion-classifier",
@@ -126,5 +126,5 @@ ROWS = (
         ours={"options": {"pixel_phase": 1.0}},
         plain={**_PLAIN, "options": {"pixel_phase": 1.0}},
     ),
-    Row("srgan on photographs", "srgan", "photographs-96", 24_000, plain={"options": {"content": "none"}}),
+    Row("srgan on photographs", "srgan", "photographs-96", 16_000, plain={"options": {"content": "none"}}),
 )

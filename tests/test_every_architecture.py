@@ -13,7 +13,7 @@ import torch
 from tiny import CLASSES, batch_of, data_for, tiny
 from torch import Tensor
 
-from training import catalog, datasets, export
+from training import catalog, datasets, export, submission
 from training.combination import Combination
 from training.contract import Manifest, Metrics, OptimizerConfig, TensorSpec, TrainConfig
 from training.data import Batches, rows_of
@@ -390,7 +390,7 @@ def test_every_number_among_the_options_is_bounded(kind: Kind) -> None:
 def test_recipes_are_parts_of_a_config_that_can_be_trained(key: str) -> None:
     """As a user's first command has it: the architecture, and nothing else."""
     data = data_for(key, 64)
-    config = catalog._follow_recipes(TrainConfig(architecture=key))
+    config = submission._follow_recipes(TrainConfig(architecture=key))
     combination = catalog.build(config)
     assert combination.refusals() == []
     assert set(ARCHITECTURES[key].recipe) <= set(TrainConfig.model_fields)

@@ -27,12 +27,14 @@ Rule = Callable[[str, str], list[str]]
 # The first line that fits a module counts. Nobody imports what is not here.
 IMPORTS = (
     ("training.contract", "", "pydantic"),
+    ("training.probe", "training.contract", ""),
     ("training.files.pictures", "training.contract", "PIL numpy"),
     ("training.files.*", "training.contract training.files.*", "pydantic"),
     ("training.architectures.*", "training.contract training.game training.layers training.features.*", "torch pydantic"),
     ("training.features.inception", "training.contract training.features training.features.* training.files.*", "torch torch_fidelity"),
     ("training.losses", "training.penalties", "torch pydantic"),
     ("training.game", "training.contract", "torch pydantic"),
+    ("training.presets", "", "pydantic"),
     ("training.dataset*", "training.contract training.files.* training.dataset*", "numpy pydantic PIL torchvision gdown"),
     ("training.catalog", "training.*", "pydantic"),
     ("training.worker", "training.* !training.architectures.*", "torch"),
@@ -48,11 +50,11 @@ IMPORTS = (
     ("app.routes.*", "app.* !app.main !app.engine !app.batcher !app.routes.* training.contract", "fastapi pydantic starlette"),
     ("app.jobs", "app.* !app.main !app.routes.* training.contract training.catalog training.files.*", ""),
     *(
-        (f"app.{room}", "app.* !app.main !app.routes.* training.contract training.files.*", "torch numpy pydantic fastapi")
+        (f"app.{room}", "app.* !app.main !app.routes.* training.contract training.probe training.files.*", "torch numpy pydantic fastapi")
         for room in ("engine", "proving", "tiles", "batcher", "store", "signature", "latents", "pixels", "service")
     ),
     *(
-        (f"app.{room}", "app.* !app.main !app.routes.* training.contract training.files.*", "torch numpy pydantic")
+        (f"app.{room}", "app.* !app.main !app.routes.* training.contract training.probe training.files.*", "torch numpy pydantic")
         for room in ("inference", "scoring", "transform", "forms")
     ),
     ("app.encoders", "app.errors", "PIL isal numpy"),

@@ -10,20 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from training.contract import (
-    DatasetCard,
-    FileSpec,
-    Manifest,
-    ModuleSpec,
-    Probe,
-    ScoreReference,
-    TensorSpec,
-    TrainConfig,
-    probe_inputs,
-    probe_shape,
-)
+from training.contract import DatasetCard, FileSpec, Manifest, ModuleSpec, Probe, ScoreReference, TensorSpec, TrainConfig
 from training.files import versions
 from training.files.directories import describe, staging
+from training.probe import probe_inputs, probe_shape
 
 CREATED = "2026-11-22T10:45:00Z"
 CLASSES = ("cat", "dog", "fox")

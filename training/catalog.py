@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from training.game import Architecture
     from training.losses import AdversarialLoss
     from training.penalties import Penalty
+    from training.presets import Preset
 
 NO_PENALTY = "none"
 
@@ -79,6 +80,13 @@ def extractors() -> dict[str, str]:
     from training.features import EXTRACTORS
 
     return EXTRACTORS
+
+
+def presets() -> Mapping[str, "Preset"]:
+    """Every named config."""
+    from training.presets import PRESETS
+
+    return PRESETS
 
 
 def datasets(folder: Path) -> list[DatasetCard]:

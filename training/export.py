@@ -13,26 +13,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from training.contract import (
-    PROBE_VALUES,
-    DatasetCard,
-    Manifest,
-    ModuleSpec,
-    Probe,
-    ScoreReference,
-    TensorSpec,
-    TrainConfig,
-    UserError,
-    now,
-    probe_inputs,
-    probe_shape,
-    probe_step,
-)
+from training.contract import DatasetCard, Manifest, ModuleSpec, Probe, ScoreReference, TensorSpec, TrainConfig, UserError, now
 from training.data import evenly
 from training.files import versions
 from training.files.directories import describe, staging, verify
 from training.game import Given, Player, Tensors
 from training.layers import fold_parametrizations
+from training.probe import PROBE_VALUES, probe_inputs, probe_shape, probe_step
 
 # torch.jit is deprecated upstream, and what the service loads; the manifest can carry other formats beside it
 warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=FutureWarning)

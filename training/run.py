@@ -140,11 +140,14 @@ class Run(Follower):
         self.status = self.status.model_copy(update={"progress": progress})
 
     def sample(self, images: int) -> None:
+        self.save_samples(images)
+        draw(self.folder)
+
+    def save_samples(self, images: int) -> None:
         path = runs.sample_path(self.folder, images)
         save_grid(path, sheet(self.prepared.players["generator"], self.prepared.examples))
         if self.events is not None:
             self.events.sampled(images, path)
-        draw(self.folder)
 
     def evaluate(self, images: int) -> None:
         """Compare with held-out images; a state that is the best so far is kept."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from training.blueprint import Blueprint
-from training.catalog import ConfigError, architectures, build, losses
+from training.catalog import ConfigError, architectures, build, losses, presets
 from training.combination import Combination
 from training.contract import DatasetCard, Manifest, OptimizerConfig, TrainConfig, UserError
 from training.datasets import DatasetError
@@ -32,7 +32,7 @@ def resolve(config: TrainConfig, datasets_folder: Path, repositories: tuple[Path
     if idle := [field for field in _idle_settings(config) if field in config.model_fields_set]:
         message = "has no effect, as generator.{0} and discriminator.{0} are given; leave {0} out, or one of them"
         raise ConfigError([(f"/{field}", message.format(field)) for field in idle])
-    config = _follow_recipes(_follow_initial_model(config, repositories))
+    config = _follow_recipes(_follow_initial_model(_follow_preset(config), repositories))
     combination = build(config)
     if config.on_collapse == "stop" and "image" in combination.architecture.inputs:
         message = f"stop has no effect with {config.architecture}, whose images have targets; leave on_collapse out"
@@ -144,6 +144,21 @@ def _missing_weights(config: TrainConfig, combination: Combination, weights: Pat
     ]
 
 
+def _follow_preset(config: TrainConfig) -> TrainConfig:
+    """What the user left open is the preset's; `preset` becomes None: all is said now."""
+    if config.preset is None:
+        return config
+    if config.preset not in presets():
+        raise ConfigError([("/preset", f"{config.preset!r} is unknown; known: {', '.join(presets())}")])
+    preset, given = presets()[config.preset].config, config.model_dump(mode="json", exclude_unset=True)
+    architecture = given.get("architecture", preset["architecture"])
+    if architecture != preset["architecture"]:
+        message = f"{config.preset} is of {preset['architecture']}, and {architecture} is given; leave one of them out"
+        raise ConfigError([("/preset", message)])
+    merged = {key: {**value, **given.get(key, {})} for key, value in preset.items() if isinstance(value, dict)}
+    return _validated({**preset, **given, **merged, "preset": None})
+
+
 def _follow_recipes(config: TrainConfig) -> TrainConfig:
     """Defaults of the loss and of the architecture for what the user left open; the architecture's, where they are made for that loss.
 
@@ -161,8 +176,12 @@ def _follow_recipes(config: TrainConfig) -> TrainConfig:
     of_loss = losses()[loss].recipe if loss in losses() else {}
     recipe = {**of_loss, **recipe} if recipe.get("loss") == loss else {**recipe, **of_loss}
     values = config.model_dump(mode="json", exclude_unset=True)
+    return _validated({**recipe, **values, "recipe": not recipe})
+
+
+def _validated(values: Mapping[str, JsonValue]) -> TrainConfig:
     try:
-        return TrainConfig.model_validate({**recipe, **values, "recipe": not recipe})
+        return TrainConfig.model_validate(values)
     except ValidationError as error:  # each value is fine by itself, and a recipe's batch may be larger than all the user's images
         raise ConfigError([(_pointer(item["loc"]), str(item["msg"]).removeprefix("Value error, ")) for item in error.errors()]) from error
 

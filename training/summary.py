@@ -226,8 +226,19 @@ def _limit(axes: Axes, values: Sequence[float], panel: _Panel) -> None:
 def _evaluation_panels(evaluations: dict[str, _Curve]) -> list[_Drawer]:
     """A panel for each measure; its interval and its baseline belong to it."""
     best = _best(evaluations)
-    beside = tuple(f"{name}{end}" for name in evaluations for end in ("_low", "_high", "_baseline"))
+    beside = {f"{name}{end}" for name in evaluations for end in ("_low", "_high", "_baseline", "_error")} | {"num_evaluated"}
     return [_evaluation_drawer(name, evaluations, best) for name in evaluations if name not in beside]
+
+
+def _band(name: str, evaluations: dict[str, _Curve]) -> tuple[list[float], list[float]] | None:
+    """Where a measure may really be: its interval, or its standard error to either side."""
+    low, high, error = (evaluations.get(f"{name}{end}") for end in ("_low", "_high", "_error"))
+    if low is not None and high is not None:
+        return list(low.values), list(high.values)
+    if error is None:
+        return None
+    both = list(zip(evaluations[name].values, error.values, strict=True))
+    return [value - wide for value, wide in both], [value + wide for value, wide in both]
 
 
 def _evaluation_drawer(name: str, evaluations: dict[str, _Curve], best: tuple[str, int] | None) -> _Drawer:
@@ -235,9 +246,9 @@ def _evaluation_drawer(name: str, evaluations: dict[str, _Curve], best: tuple[st
         curve = evaluations[name]
         is_wide = max(curve.values) > WIDE * min(curve.values) > 0
         axes.set_title(f"{name} (log)" if is_wide else name)
-        low, high, baseline = (evaluations.get(f"{name}{end}") for end in ("_low", "_high", "_baseline"))
-        if low is not None and high is not None:
-            axes.fill_between(low.images, low.values, high.values, color=BLUE, alpha=0.18, linewidth=0)
+        baseline, band = evaluations.get(f"{name}_baseline"), _band(name, evaluations)
+        if band is not None:
+            axes.fill_between(curve.images, *band, color=BLUE, alpha=0.18, linewidth=0)
         if baseline is not None:
             axes.axhline(baseline.values[-1], color=FAINT, linewidth=1.1, linestyle="--", label="without the model")
         axes.plot(curve.images, curve.values, color=BLUE, linewidth=1.2, marker="o", markersize=3)

@@ -187,7 +187,7 @@ def _train(run: Run) -> int | None:
 
 def _finish(run: Run, places: Places) -> int:
     images = run.training.images
-    run.sample(images)
+    run.save_samples(images)
     progress = run.status.progress.model_copy(update={"images": images, "seconds_left": 0.0})
     manifest = _publish(run, places)
     _log.info("published %s version %s", manifest.name, manifest.version)

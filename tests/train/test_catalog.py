@@ -151,9 +151,11 @@ def test_an_option_of_another_type_is_refused(wrong: object, datasets_folder: Pa
     assert pointer == "/options/latent_size"
 
 
-def a_set(folder: Path, name: str, *shape: int) -> None:
+def a_set(folder: Path, name: str, *shape: int, classes: int = 0) -> None:
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    datasets.write(name, folder, About((shape[1], shape[2], shape[3]), "a test", "CC0"), [Batch(images)])
+    labels = np.arange(shape[0]) % classes if classes else None
+    names = tuple(map(str, range(classes))) or None
+    datasets.write(name, folder, About((shape[1], shape[2], shape[3]), "a test", "CC0", names), [Batch(images, labels=labels)])
 
 
 def test_data_that_the_architecture_cannot_make_are_refused(tmp_path: Path) -> None:
@@ -483,6 +485,29 @@ def test_a_version_is_found_by_its_reference(repository: Path) -> None:
     found = find_version("start", (repository,))
     assert isinstance(found, Manifest)
     assert (found.name, found.version, found.run) == ("start", 1, "first")
+
+
+# --- presets --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", catalog.presets())
+def test_a_preset_is_a_config_that_can_be_run_and_the_user_goes_before_it(name: str, tmp_path: Path) -> None:
+    preset = catalog.presets()[name].config
+    a_set(tmp_path, str(preset["dataset"]), 2000, 1, 28, 28, classes=10)
+    resolved = catalog.resolve(TrainConfig(preset=name), tmp_path, ())
+    assert resolved.preset is None
+    for field, value in preset.items():
+        found = getattr(resolved, field)
+        assert {**found, **value} == found if isinstance(value, dict) else found == value
+    assert catalog.resolve(resolved, tmp_path, ()) == resolved
+    options = {"generator_width": 7}
+    own = catalog.resolve(TrainConfig(preset=name, seed=5, batch_size=32, options=options), tmp_path, ())
+    assert (own.seed, own.batch_size, own.options["generator_width"]) == (5, 32, 7)
+    assert own.options["discriminator_width"] == resolved.options["discriminator_width"]
+    for values, message in (({"preset": "slow"}, "/preset"), ({"preset": name, "architecture": "mlp"}, "leave one of them out")):
+        with pytest.raises(ConfigError) as caught:
+            catalog.resolve(TrainConfig(**values), tmp_path, ())
+        assert message in str(caught.value.errors)
 
 
 # --- going on ------------------------------------------------------------------------------------------------------------------

@@ -22,9 +22,9 @@ from training.contract import (
     ScoreReference,
     TensorSpec,
     TrainConfig,
-    probe_inputs,
     train_command,
 )
+from training.probe import probe_inputs
 
 HASH = "0" * 64
 
@@ -290,6 +290,7 @@ def test_every_field_of_a_config_is_a_flag() -> None:
         "penalty": "r1",
         "penalty_options": {"weight": 0.5},
         "penalty_interval": 3,
+        "preset": "fast-digits",
         "precision": "bfloat16",
         "spectral_norm": True,
         "diff_augment": ["cutout", "color"],
