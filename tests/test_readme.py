@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from PIL import Image
@@ -12,14 +13,16 @@ from servers import ROOT, Server
 
 from ganserve.cli import app
 from training import catalog
+from training.contract import Finding
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 ADDRESS = "http://127.0.0.1:8000"
 
 
-def typed(program: str) -> list[str]:
+def typed(program: str, page: str = README) -> list[str]:
     """Lines after a `$` in a console block that begin with the program."""
-    blocks = re.findall(r"```console\n(.*?)```", README, flags=re.DOTALL)
+    blocks = re.findall(r"```console\n(.*?)```", page, flags=re.DOTALL)
     lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
     return [line for line in lines if line.startswith(program)]
 
@@ -51,8 +54,16 @@ def test_every_route_is_in_the_table_and_has_its_curl_line() -> None:
 
 
 def test_every_console_line_can_be_parsed() -> None:
-    for line in typed("ganserve "):
+    (in_a_team,) = [line.split(" -m ", maxsplit=1)[1] for line in typed("torchrun ", TRAINING)]
+    for line in (*typed("ganserve "), *typed("ganserve ", TRAINING), in_a_team):
         app.parse_args(line.removeprefix("ganserve "), exit_on_error=False, print_error=False)
+
+
+def test_the_page_on_training_knows_every_finding_preset_and_bench() -> None:
+    kinds = get_args(Finding.model_fields["kind"].annotation)
+    for name in (*kinds, *catalog.presets(), *re.findall(r"bench/\w+\.py", TRAINING)):
+        assert f"`{name}`" in TRAINING or f"--preset {name}" in TRAINING
+        assert not name.startswith("bench/") or (ROOT / name).is_file(), name
 
 
 def test_the_table_of_architectures_is_the_catalogue() -> None:

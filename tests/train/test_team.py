@@ -148,3 +148,21 @@ def test_a_team_goes_on_with_the_run_of_one_and_one_with_that_of_a_team(run: Pat
     said, _ = last.communicate(timeout=240)
     assert last.returncode == 0, said
     assert runs.read_status(run).state == "succeeded"
+
+
+def test_the_console_program_trains_in_a_team(tmp_path: Path) -> None:
+    words = ["train", "--architecture", "mlp", "--options.generator-widths", "[8]", "--options.discriminator-widths", "[8]"]
+    words += ["--total-images", "640", "--num-evaluated", "0", "--name", "tiny", "--device", "cpu", "--threads", "1"]
+    words += ["--state", str(tmp_path / "state"), "--models", str(tmp_path / "models")]
+    team = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ganserve"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+    def ran(*more: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, *team, *words, *more]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+
+    assert "several processes train one run: name its directory, by --run-dir or --resume" in ran().stderr
+    done = ran("--run-dir", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "published as tiny version 1\n"
+    assert runs.read_status(tmp_path / "run").progress.images == 640
