@@ -78,7 +78,7 @@ ROWS = (
         "dcgan on fashion",
         "dcgan",
         "fashion-mnist",
-        80_000,
+        60_000,
         num_seeds=3,
         extractor="fashion-classifier",
         classifier="fashion-classifier",
@@ -106,7 +106,7 @@ ROWS = (
     ),
     Row("cifar on dungeon tiles", "cifar", "dungeon-32", 80_000, plain=_PLAIN),
     Row("cifar on avatars", "cifar", "avatars-32", 60_000, plain=_PLAIN),
-    Row("lapgan on small avatars", "lapgan", "avatars-32", 120_000, plain={**_PLAIN, "options": {"generated_share": 0.0}}),
+    Row("lapgan on small avatars", "lapgan", "avatars-32", 100_000, plain={**_PLAIN, "options": {"generated_share": 0.0}}),
     Row("r3gan on avatars", "r3gan", "avatars-32", 40_000, plain=_PLAIN),
     Row(
         "dcgan on avatars",
@@ -116,7 +116,7 @@ ROWS = (
         ours={"options": {"generator_width": 32, "discriminator_width": 32}},
         plain={"options": {"generator_width": 32, "discriminator_width": 32}},
     ),
-    Row("lapgan on avatars", "lapgan", "avatars-64", 80_000, plain={**_PLAIN, "options": {"generated_share": 0.0}}),
+    Row("lapgan on avatars", "lapgan", "avatars-64", 60_000, plain={**_PLAIN, "options": {"generated_share": 0.0}}),
     Row("pix2pix on emoji", "pix2pix", "emoji-pairs-64", 30_000, plain={"learning_rate_schedule": "constant"}),
     Row(
         "srgan pixels alone on photographs",

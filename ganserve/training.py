@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,6 +82,9 @@ def train(
     memory_layout: Annotated[
         MemoryLayout | None, Parameter(help="Of the networks' weights; what is faster is measured when left out.", show_default=False)
     ] = None,
+    compile: Annotated[  # noqa: A002 - the flag's name
+        bool, Parameter(help="Try torch.compile at the beginning of a run of 1,000 steps or more, and use it where it is faster.")
+    ] = False,
 ) -> int:
     """Train a model, and publish it into the first repository as its next version."""
     found = settings(models, state, device, threads)
@@ -100,7 +104,8 @@ def train(
     team = Team.gather(on)
     if team.size > 1:
         resume, run_dir = _in_team(resume, run_dir)
-    folder = _prepare(flags, resume, run_dir, found) if team.leads else resume or run_dir
+    asked = {"num_threads": threads, "memory_layout": memory_layout, "compiled": compile or None}
+    folder = _prepare(flags, resume, run_dir, found, asked) if team.leads else resume or run_dir
     team.agree(0)  # the directory is there now
     assert folder is not None
     where = Places(found.datasets, found.models, found.weights)
@@ -108,7 +113,7 @@ def train(
         return work(folder, where, on)
     print(f"run directory: {folder}", file=sys.stderr)
     with telling() as listener:
-        code = work(folder, where, on, listener, found.threads, memory_layout)
+        code = work(folder, where, on, listener, found.threads, memory_layout, compiling=compile)
     status = runs.read_status(folder)
     if code == STOPPED:
         places = [word for path in models for word in ("--models", str(path))] + (["--state", str(state)] if state else [])
@@ -128,14 +133,18 @@ def _in_team(resume: Path | None, run_dir: Path | None) -> tuple[Path | None, Pa
     return (folder, None) if folder.exists() else (resume, run_dir)
 
 
-def _prepare(flags: TrainFlags, resume: Path | None, run_dir: Path | None, found: "Settings") -> Path:
-    """The run directory, made where it is a new run."""
+def _prepare(flags: TrainFlags, resume: Path | None, run_dir: Path | None, found: "Settings", asked: Mapping[str, object]) -> Path:
+    """The run directory, made where it is a new run.
+
+    Args:
+        asked: fields of a Tuning, None where nothing is asked.
+    """
     from training.files import runs
 
     if resume is not None:
         if run_dir is not None:
             raise UserError("--resume names the run directory: leave out --run-dir")
-        _resume(resume, flags, found)
+        _resume(resume, flags, found, asked)
         return resume
     from training.catalog import resolve
 
@@ -180,7 +189,7 @@ def _dry_run(flags: TrainFlags, resume: Path | None, run_dir: Path | None, found
     return 0
 
 
-def _resume(folder: Path, flags: TrainFlags, found: "Settings") -> None:
+def _resume(folder: Path, flags: TrainFlags, found: "Settings", asked: Mapping[str, object]) -> None:
     """Make a run ready to go on, for more images where that is asked."""
     from training.datasets import card
     from training.files import locks, runs
@@ -192,6 +201,10 @@ def _resume(folder: Path, flags: TrainFlags, found: "Settings") -> None:
         begun, status = runs.read_config(folder), runs.read_status(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is damaged: its {runs.CONFIG} or {runs.STATUS} cannot be read; begin a new run") from error
+    for field, value in asked.items():
+        if status.tuning is not None and value is not None and value != (was := getattr(status.tuning, field)):
+            flag = {"num_threads": "--threads", "memory_layout": "--memory-layout", "compiled": "--compile"}[field]
+            raise UserError(f"the run was begun with {flag} {str(was).lower()}, and goes on with it: leave {flag} out")
     config = begun
     if flags.model_fields_set:
         config = resume(begun, flags.config(), card(begun.dataset, found.datasets), found.weights)

@@ -78,6 +78,8 @@ def test_a_run_goes_on_as_it_was_begun_and_has_one_beginning(interrupted: Interr
         (["--options.latent-size", "5"], "options.latent_size: the run was begun with"),
         (["--total-images", "1000"], "total_images: the run was begun for 200,000; give more, to train on, or leave total_images out"),
         (["--run-dir", "elsewhere"], "--resume names the run directory: leave out --run-dir"),
+        (["--threads", "97"], "and goes on with it: leave --threads out"),
+        (["--compile"], "the run was begun with --compile false, and goes on with it: leave --compile out"),
     ):
         assert sentence in console.refused("train", "--resume", interrupted.folder, *words)
     assert "choose another --run-dir, or go on with it by --resume" in console.refused("train", "--run-dir", interrupted.folder)

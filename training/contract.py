@@ -265,6 +265,7 @@ class Tuning(Document):
 
     num_threads: Annotated[int, Field(ge=1)]  # intra-op
     memory_layout: MemoryLayout
+    compiled: bool = False  # by torch.compile
 
 
 class JobStatus(Document):

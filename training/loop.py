@@ -65,7 +65,7 @@ class Training:
         """random: on the device of the networks; deals the latents."""
         self.matches, self.images, self.steps, self.seconds = matches, 0, 0, 0.0
         self.best: Best | None = None
-        self._rules, self._batches, self._config, self._random = rules, batches, config, random
+        self.rules, self._batches, self._config, self._random = rules, batches, config, random
         self._phases = phases(self.games, config.total_images)
         self._terms: tuple[str, ...] = ()
         self._window: list[Tensor] = []  # losses since the last line of metrics, not read yet: reading waits for the device
@@ -105,7 +105,7 @@ class Training:
             if self._crossed(before, config.checkpoint_images):
                 watcher.checkpoint(self.images)
             rate = clock.beat(self.images)
-            if self._rules.team.agree(rate is not None):
+            if self.rules.team.agree(rate is not None):
                 watcher.beat(self.images, rate or clock.rate)
 
     def step(self) -> None:
@@ -114,9 +114,9 @@ class Training:
         match = self.matches[phase.key]
         match.set_learning_rates(self._config, self._learning_rate_factor(phase))
         if phase.warming_up:
-            terms = match.warm_up(self._rules, self._next_batch, self._random)
+            terms = match.warm_up(self.rules, self._next_batch, self._random)
         else:
-            terms = match.play(self._rules, self.steps, self._next_batch, self._random)
+            terms = match.play(self.rules, self.steps, self._next_batch, self._random)
         decay = self._average_decay(self.images - before, self.images - phase.game_start)
         move_average(match.average, match.game.generator, decay)
         self.steps += 1
@@ -127,7 +127,7 @@ class Training:
         """A step of every game, for who measures; the state it leaves is nobody's."""
         for match in self.matches.values():
             match.set_learning_rates(self._config, 1.0)
-            match.play(self._rules, self.steps, self._next_batch, self._random)
+            match.play(self.rules, self.steps, self._next_batch, self._random)
             move_average(match.average, match.game.generator, 0.5)
 
     def _next_batch(self) -> Tensors:
@@ -153,7 +153,7 @@ class Training:
         images_before, _, seconds_before = self._window_start
         means = dict(zip(self._terms, values.mean(dim=0).tolist(), strict=True))
         if not phase.warming_up:
-            means |= self.matches[phase.key].score_after(self._rules)
+            means |= self.matches[phase.key].score_after(self.rules)
         if bad := [name for name, value in means.items() if not math.isfinite(value)]:  # the last step moved weights out of bounds
             raise NotFiniteError(f"{bad[0]} is not finite at step {self.steps:,}; try a smaller learning_rate")
         self._window, self._window_start = [], (self.images, self.steps, self.seconds)
@@ -169,7 +169,7 @@ class Training:
 
     def _finite_window(self) -> Tensor:
         """(steps, terms) since the last line of metrics, on the CPU."""
-        values = self._rules.team.average(torch.stack(self._window)).cpu().double()  # in this order: Apple's GPUs know no double
+        values = self.rules.team.average(torch.stack(self._window)).cpu().double()  # in this order: Apple's GPUs know no double
         bad = (~values.isfinite()).nonzero()
         if len(bad):
             step = self._window_start[1] + int(bad[0, 0]) + 1

@@ -5,7 +5,7 @@ The generator runs once for the last discriminator step and its own: the same im
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -74,6 +74,7 @@ class Match:
     generator_optimizer: Optimizer
     discriminator_optimizer: Optimizer
     last: Round | None = None
+    compiled: list[nn.Module] = field(default_factory=list)
 
     @classmethod
     def of(cls, game: Game, config: TrainConfig, device: torch.device, team: Team = ALONE) -> "Match":
@@ -90,6 +91,14 @@ class Match:
     def averaged_game(self) -> Game:
         """The game as it is served: the generator's moving average against the discriminator."""
         return replace(self.game, generator=self.average)
+
+    def compile(self, rules: Rules) -> None:
+        """By torch.compile, once. A penalty's gradient is taken twice, which compiled networks cannot: its discriminator stays plain."""
+        networks = (self.game.generator,) if rules.penalties else (self.game.generator, self.game.discriminator)
+        for network in networks:
+            if network not in self.compiled:
+                network.compile()
+                self.compiled.append(network)
 
     def end(self) -> None:
         """Hold the generator still as its moving average: what later games build on is what is served."""

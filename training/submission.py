@@ -56,7 +56,9 @@ def resume(begun: TrainConfig, given: TrainConfig, card: DatasetCard, weights: P
     Raises:
         ConfigError: a difference; every one of them.
     """
-    said = given.model_dump(mode="json", exclude_unset=True)
+    said = given.model_dump(mode="json", exclude_unset=True, exclude={"preset", "recipe"})  # what they said stands in what was begun
+    if _is_of(begun.initial_model, given.initial_model):
+        said.pop("initial_model")
     total_images = said.pop("total_images", begun.total_images)
     errors = _differences(begun.model_dump(mode="json"), said, "")
     was = begun.total_images
@@ -68,6 +70,11 @@ def resume(begun: TrainConfig, given: TrainConfig, card: DatasetCard, weights: P
     if errors:
         raise ConfigError(errors)
     return begun.model_copy(update={"total_images": total_images})
+
+
+def _is_of(pinned: str | None, reference: str | None) -> bool:
+    """Whether a pinned version is one that an alias, or the name alone, may have stood for."""
+    return pinned is not None and reference is not None and pinned.split("/")[0] == reference.split("/")[0]
 
 
 def _differences(begun: Mapping[str, JsonValue], said: Mapping[str, JsonValue], pointer: str) -> list[tuple[str, str]]:

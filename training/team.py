@@ -17,8 +17,11 @@ from training.contract import UserError
 from training.game import Round, Tensors
 
 
-class LostMemberError(Exception):
-    """Another process of the team is gone, in the middle of a step: all go back to the last checkpoint."""
+class LostMemberError(UserError):
+    """Another process of the team is gone: all go back to the last checkpoint."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"another process of the team is gone, and its own words say why ({reason})")
 
 
 @dataclass(frozen=True)

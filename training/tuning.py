@@ -1,19 +1,21 @@
-"""How fast this machine trains a run: intra-op threads and memory layout, chosen once by a short measurement.
+"""How fast this machine trains a run: intra-op threads, memory layout and torch.compile, chosen once by a short measurement.
 
 Either changes the last bits of every sum, so that what was chosen is written into the run, and a resume uses it again.
 """
 
 import logging
 import math
+import shutil
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from itertools import product
 
 import torch
 
-from training.contract import MemoryLayout, Tuning
+from training.contract import MemoryLayout, Tuning, UserError
 from training.files.machine import num_cores, num_training_threads
 from training.loop import Training
 
@@ -24,13 +26,23 @@ _FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channe
 _log = logging.getLogger(__name__)
 
 
-def candidates(device: torch.device, num_threads: int | None, layout: MemoryLayout | None) -> list[Tuning]:
-    """What may be chosen from, the usual one first; what is given is left alone."""
+def candidates(device: torch.device, num_threads: int | None, layout: MemoryLayout | None, *, compiling: bool = False) -> list[Tuning]:
+    """What may be chosen from, the usual one first; what is given is left alone.
+
+    Args:
+        compiling: whether torch.compile is tried too, which takes up to minutes.
+
+    Raises:
+        UserError: torch.compile is to be tried, and there is nothing that it could compile with.
+    """
+    if compiling and device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise UserError("--compile needs a C++ compiler (g++ or clang++), and none is on the PATH; install one, or leave --compile out")
     threads = [num_threads] if num_threads else [num_training_threads()]
     if num_threads is None and device.type == "cpu":
         threads += sorted({min(2**power, num_cores()) for power in range(math.ceil(math.log2(num_cores())) + 1)} - set(threads))
     layouts: Sequence[MemoryLayout] = [layout] if layout else ["contiguous", "channels-last"]
-    return [Tuning(num_threads=number, memory_layout=each) for number, each in product(threads, layouts)]
+    plain = [Tuning(num_threads=number, memory_layout=each) for number, each in product(threads, layouts)]
+    return plain + [each.model_copy(update={"compiled": True}) for each in plain if compiling]
 
 
 def apply(training: Training, tuning: Tuning) -> None:
@@ -39,6 +51,10 @@ def apply(training: Training, tuning: Tuning) -> None:
     for match in training.matches.values():
         for network in (match.game.generator, match.game.discriminator, match.average):
             network.to(memory_format=_FORMATS[tuning.memory_layout])
+        if tuning.compiled:
+            match.compile(training.rules)
+    if tuning.compiled:
+        torch.compiler.set_stance("default")
 
 
 def fastest(training: Training, among: Sequence[Tuning]) -> Tuning:
@@ -50,10 +66,11 @@ def fastest(training: Training, among: Sequence[Tuning]) -> Tuning:
     seconds: dict[Tuning, list[float]] = {tuning: [] for tuning in among}
     for tuning, is_warm in _turns(among):
         apply(training, tuning)
-        begin = time.perf_counter()
-        training.rehearse()
-        if is_warm:
-            seconds[tuning].append(time.perf_counter() - begin)
+        with _as_asked(tuning, among):
+            begin = time.perf_counter()
+            training.rehearse()
+            if is_warm:
+                seconds[tuning].append(time.perf_counter() - begin)
     apply(training, among[0])
     training.load_state_dict(before)
     medians = {tuning: statistics.median(taken) for tuning, taken in seconds.items()}
@@ -61,7 +78,19 @@ def fastest(training: Training, among: Sequence[Tuning]) -> Tuning:
     chosen = best if medians[best] < MARGIN * medians[among[0]] else among[0]
     told = ", ".join(f"{_words(tuning)} {1000 * median:.3g} ms" for tuning, median in medians.items())
     _log.info("a step takes with %s; chosen: %s", told, _words(chosen))
+    if any(tuning.compiled for tuning in among) and not chosen.compiled:
+        torch.compiler.set_stance("force_eager")  # what was compiled stays so, and is not used
     return chosen
+
+
+@contextmanager
+def _as_asked(tuning: Tuning, among: Sequence[Tuning]) -> Iterator[None]:
+    """Networks are compiled once, and run plain where a candidate says so."""
+    if tuning.compiled or not any(each.compiled for each in among):
+        yield
+    else:
+        with torch.compiler.set_stance("force_eager"):
+            yield
 
 
 def _turns(among: Sequence[Tuning]) -> Iterator[tuple[Tuning, bool]]:
@@ -72,4 +101,5 @@ def _turns(among: Sequence[Tuning]) -> Iterator[tuple[Tuning, bool]]:
 
 
 def _words(tuning: Tuning) -> str:
-    return f"{tuning.num_threads} thread{'s' if tuning.num_threads > 1 else ''}, {tuning.memory_layout}"
+    threads = f"{tuning.num_threads} thread{'s' if tuning.num_threads > 1 else ''}"
+    return ", ".join([threads, tuning.memory_layout, *(["compiled"] if tuning.compiled else [])])

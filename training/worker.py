@@ -43,12 +43,15 @@ def work(
     listener: Listener | None = None,
     num_threads: int | None = None,
     memory_layout: MemoryLayout | None = None,
+    *,
+    compiling: bool = False,
 ) -> int:
     """Run a run directory to its end, from its newest checkpoint where there is one.
 
     Args:
         num_threads: intra-op threads; measured when None. A run that has begun keeps what it began with, as it keeps its layout.
         memory_layout: of the networks' weights; measured when None.
+        compiling: try torch.compile, and use it where it is faster.
 
     Returns:
         The exit code of the module's head. What went wrong is in the status, and its traceback in the log.
@@ -70,10 +73,10 @@ def work(
         try:
             if runs.is_cancel_asked(folder):
                 return _end(folder, "cancelled", "cancelled before it started", 0)
-            run = _prepare(folder, places, device, team, status, listener or Listener(), (num_threads, memory_layout))
+            run = _prepare(folder, places, device, team, status, listener or Listener(), (num_threads, memory_layout, compiling))
             return _lead(run, places)
         except LostMemberError as error:
-            return _end(folder, "queued", f"a process of the team is gone ({error}); it goes on from the last checkpoint", STOPPED)
+            return _end(folder, "queued", f"{error}; the run goes on from its last checkpoint", STOPPED)
         except Exception as error:
             _log.exception("the run failed")
             return _end(folder, "failed", _sentence(error), 1)
@@ -94,7 +97,7 @@ def _prepare(
     team: Team,
     status: JobStatus,
     listener: Listener,
-    asked: tuple[int | None, MemoryLayout | None],
+    asked: tuple[int | None, MemoryLayout | None, bool],
 ) -> Run:
     """All that a run needs, at the point where it goes on."""
     config = runs.read_config(folder)
@@ -113,11 +116,16 @@ def _prepare(
     return run
 
 
-def _tuning(run: Run, device: torch.device, num_threads: int | None, memory_layout: MemoryLayout | None) -> Tuning:
+def _tuning(run: Run, device: torch.device, num_threads: int | None, memory_layout: MemoryLayout | None, compiling: bool) -> Tuning:
     """What was asked for, and what the clock says where nothing was; a team shares the cores."""
-    among = tuning.candidates(device, num_threads, memory_layout)
+    among = tuning.candidates(device, num_threads, memory_layout, compiling=compiling)
     num_steps = run.config.total_images // (run.config.batch_size * run.config.critic_steps)
     if run.team.size > 1 or num_steps < tuning.MIN_STEPS or len(among) == 1:
+        if compiling:
+            raise UserError(
+                f"--compile has no effect in a team, or in a run of {num_steps:,} steps, which is over before it has paid for itself"
+                f" ({tuning.MIN_STEPS:,} at least); leave it out"
+            )
         return among[0]
     return tuning.fastest(run.training, among)
 
@@ -276,10 +284,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="intra-op threads; measured when left out")
     parser.add_argument("--memory-layout", choices=get_args(MemoryLayout), help="of the weights; measured when left out")
     parser.add_argument("--nice", type=int, default=0, help="added to the process's niceness")
+    parser.add_argument("--compile", action="store_true", help="try torch.compile, and use it where it is faster")
     given = parser.parse_args(arguments)
     os.nice(given.nice)
     places = Places(given.datasets, tuple(given.repository), given.weights)
-    return work(given.folder, places, pick_device(given.device), num_threads=given.threads, memory_layout=given.memory_layout)
+    asked = {"num_threads": given.threads, "memory_layout": given.memory_layout, "compiling": given.compile}
+    return work(given.folder, places, pick_device(given.device), **asked)
 
 
 if __name__ == "__main__":

@@ -428,7 +428,7 @@ def test_the_generators_loss_is_named_where_it_is_the_one(make_config: MakeConfi
             return super().generator(real, fake) * torch.inf
 
     training = make_training(make_config())
-    training._rules = Rules(Broken())
+    training.rules = Rules(Broken())
     with pytest.raises(NotFiniteError, match=r"^generator_loss is not finite at step 1;"):
         run(training)
 
@@ -551,7 +551,7 @@ def test_the_scores_before_and_after_a_step_differ_and_measuring_changes_nothing
     training.step()
     before = dict(flat(training.state_dict()))
     match = training.matches["main"]
-    after = match.score_after(training._rules)
+    after = match.score_after(training.rules)
     assert dict(flat(training.state_dict())) == before
     line = training._measure(training.phase)
     assert line.losses["score_generated_after"] == after["score_generated_after"]

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from training import tuning
-from training.contract import TrainConfig, Tuning
+from training.contract import TrainConfig, Tuning, UserError
 from training.files.machine import num_cores, num_training_threads
 from training.loop import Training
 
 MakeConfig = Callable[..., TrainConfig]
 MakeTraining = Callable[[TrainConfig], Training]
 CPU = torch.device("cpu")
+SMALL = {"latent_size": 4, "generator_widths": [8], "discriminator_widths": [8]}
 
 
 @pytest.fixture(autouse=True)
@@ -83,3 +84,26 @@ def test_a_cut_run_with_another_layout_goes_on_to_the_same_bits(make_config: Mak
         steps(training, count)
         ends.append({name: weight for match in training.matches.values() for name, weight in match.average.state_dict().items()})
     assert all(torch.equal(weight, ends[1][name]) for name, weight in ends[0].items())
+
+
+def test_compiled_networks_train_alike_and_a_penalised_discriminator_stays_plain(
+    make_config: MakeConfig, make_training: MakeTraining, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    plain = Tuning(num_threads=1, memory_layout="contiguous")
+    trainings = []
+    for tuned in (plain, plain.model_copy(update={"compiled": True})):
+        training = make_training(make_config(penalty="r1", options={**SMALL, "dropout": 0.0}))
+        tuning.apply(training, tuned)
+        trainings.append(steps(training, 3))
+    match = trainings[1].matches["main"]
+    assert match.compiled == [match.game.generator]
+    weights = [dict(training.matches["main"].average.named_parameters()) for training in trainings]
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-4) for name in weights[0])
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {each.compiled for each in tuning.candidates(CPU, 1, None, compiling=True)} == {False, True}
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="--compile needs a C"):
+        tuning.candidates(CPU, 1, None, compiling=True)
