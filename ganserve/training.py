@@ -82,20 +82,24 @@ def train(
     memory_layout: Annotated[
         MemoryLayout | None, Parameter(help="Of the networks' weights; what is faster is measured when left out.", show_default=False)
     ] = None,
-    compile: Annotated[  # noqa: A002 - the flag's name
-        bool, Parameter(help="Try torch.compile at the beginning of a run of 1,000 steps or more, and use it where it is faster.")
+    compiling: Annotated[
+        bool,
+        Parameter(
+            name="--compile", help="Try torch.compile at the beginning of a run of 1,000 steps or more, and use it where it is faster."
+        ),
     ] = False,
 ) -> int:
     """Train a model, and publish it into the first repository as its next version."""
     found = settings(models, state, device, threads)
     from ganserve.progress import telling
-    from training.files import runs
     from training.preparation import Places
     from training.team import Team
-    from training.worker import STOPPED, pick_device, work
+    from training.worker import pick_device, work
 
     on = pick_device(found.device)
     if dry_run:
+        if memory_layout is not None or compiling:
+            raise UserError("--dry-run measures steps in the usual layout, not compiled: leave out --memory-layout and --compile")
         return _dry_run(flags, resume, run_dir, found, on)
     try:
         found.models[0].mkdir(parents=True, exist_ok=True)
@@ -104,7 +108,7 @@ def train(
     team = Team.gather(on)
     if team.size > 1:
         resume, run_dir = _in_team(resume, run_dir)
-    asked = {"num_threads": threads, "memory_layout": memory_layout, "compiled": compile or None}
+    asked = {"num_threads": threads, "memory_layout": memory_layout, "compiled": compiling or None}
     folder = _prepare(flags, resume, run_dir, found, asked) if team.leads else resume or run_dir
     team.agree(0)  # the directory is there now
     assert folder is not None
@@ -113,7 +117,15 @@ def train(
         return work(folder, where, on)
     print(f"run directory: {folder}", file=sys.stderr)
     with telling() as listener:
-        code = work(folder, where, on, listener, found.threads, memory_layout, compiling=compile)
+        code = work(folder, where, on, listener, found.threads, memory_layout, compiling=compiling)
+    return _report(folder, code, models, state)
+
+
+def _report(folder: Path, code: int, models: Repositories, state: State) -> int:
+    """Say how the run has ended; the exit code."""
+    from training.files import runs
+    from training.worker import STOPPED
+
     status = runs.read_status(folder)
     if code == STOPPED:
         places = [word for path in models for word in ("--models", str(path))] + (["--state", str(state)] if state else [])

@@ -179,6 +179,7 @@ def test_a_dry_run_refuses_what_a_run_refuses(console: Console, tmp_path: Path) 
     (tmp_path / "taken").mkdir()
     (tmp_path / "file").touch()
     for words, sentence in (
+        (["--compile"], "--dry-run measures steps in the usual layout, not compiled"),
         (["--resume", "taken"], "--dry-run is of a run that is yet to begin: leave out --resume"),
         (["--run-dir", "taken"], "taken is there already: choose another --run-dir"),
         (["--models", "file"], "--models file cannot be published into: it is no folder"),
