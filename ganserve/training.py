@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from app.settings import Settings
+    from training.team import Team
 
 
 class OptimizerFlags(OptimizerConfig):
@@ -109,7 +110,7 @@ def train(
     if team.size > 1:
         resume, run_dir = _in_team(resume, run_dir)
     asked = {"num_threads": threads, "memory_layout": memory_layout, "compiled": compiling or None}
-    folder = _prepare(flags, resume, run_dir, found, asked) if team.leads else resume or run_dir
+    folder = _prepare(flags, resume, run_dir, found, asked, team) if team.leads else resume or run_dir
     team.agree(0)  # the directory is there now
     assert folder is not None
     where = Places(found.datasets, found.models, found.weights)
@@ -145,7 +146,9 @@ def _in_team(resume: Path | None, run_dir: Path | None) -> tuple[Path | None, Pa
     return (folder, None) if folder.exists() else (resume, run_dir)
 
 
-def _prepare(flags: TrainFlags, resume: Path | None, run_dir: Path | None, found: "Settings", asked: Mapping[str, object]) -> Path:
+def _prepare(
+    flags: TrainFlags, resume: Path | None, run_dir: Path | None, found: "Settings", asked: Mapping[str, object], team: "Team"
+) -> Path:
     """The run directory, made where it is a new run.
 
     Args:
@@ -161,6 +164,7 @@ def _prepare(flags: TrainFlags, resume: Path | None, run_dir: Path | None, found
     from training.catalog import resolve
 
     config = resolve(flags.config(), found.datasets, found.models, found.weights)
+    team.check(config.batch_size)
     id = runs.new_id()
     folder = run_dir or found.state / "runs" / f"{config.model_name}-{id}"
     try:

@@ -68,7 +68,7 @@ NAMES = (
     ("app.main", "app/server.py ganserve/*"),
     ("training.summary", "training/worker.py training/run.py"),  # nobody else waits for matplotlib
     ("training.dataset_sources", "training/dataset_sources.py ganserve/datasets.py"),  # a server or worker never downloads
-    ("os.environ", "app/settings.py app/jobs.py"),  # read once; jobs hands it on to its worker
+    ("os.environ", "app/settings.py app/jobs.py training/team.py"),  # read once; jobs hands it on to its worker
     ("importlib.import_module", "training/catalog.py"),
     ("print", "ganserve/*"),
     *((name, "") for name in ("__import__", "eval", "exec", "compile", "breakpoint", "os.system", "os.popen", "os.getenv", "os.putenv")),

@@ -102,10 +102,13 @@ class Batches:
     next batch is read from the file, and copied to a GPU, while this one is trained on.
     """
 
-    def __init__(self, dataset: Dataset, rows: Tensor, batch_size: int, random: torch.Generator, device: torch.device) -> None:
-        """random: a CPU generator that decides the order."""
+    def __init__(
+        self, dataset: Dataset, rows: Tensor, batch_size: int, random: torch.Generator, device: torch.device, num_sharing: int = 1
+    ) -> None:
+        """random: a CPU generator that decides the order. num_sharing: processes that keep such a copy in the same memory."""
         arrays = _arrays(dataset)
-        fits = sum(array.nbytes for array in arrays.values()) < RESIDENT_SHARE * _memory_bytes(device)
+        sharing = num_sharing if device.type == "cpu" else 1
+        fits = sharing * sum(array.nbytes for array in arrays.values()) < RESIDENT_SHARE * _memory_bytes(device)
         self._resident = {name: torch.from_numpy(array[rows.numpy()]).to(device) for name, array in arrays.items()} if fits else None
         self._ahead = None if fits else _Ahead(arrays, rows, device)
         self._dataset, self._rows, self._batch_size, self._random, self._device = dataset, rows, batch_size, random, device

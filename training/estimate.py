@@ -26,6 +26,7 @@ from training.game import DataSpec, Game, Tensors
 from training.loop import Training
 from training.phases import Phase, phases
 from training.preparation import Places, Prepared, prepare
+from training.tuning import set_up_torch, wait_for
 
 MEASURED_SECONDS = 3.0  # of each phase, and FEWEST_STEPS at least
 FEWEST_STEPS, WARMING_STEPS = 3, 2  # the first steps of a process are slow: memory is allocated, kernels are chosen
@@ -101,7 +102,7 @@ def estimate(config: TrainConfig, dataset: Dataset, places: Places, device: torc
         UserError: the run cannot be prepared.
     """
     torch.set_num_threads(num_threads)
-    torch.set_flush_denormal(True)
+    set_up_torch()
     networks = network_sizes(config, dataset.card, places.weights)
     prepared = prepare(config, dataset, places, device)
     parts = split(dataset, config.num_held_out(dataset.card.num_images))
@@ -279,8 +280,7 @@ def _timed(training: Training, images: int, at_once: int, device: torch.device) 
             training.images = images  # a phase may be shorter than what is measured of it
             begin = time.perf_counter()
             training.step()
-            if device.type != "cpu":
-                torch.accelerator.synchronize(device)
+            wait_for(device)
             seconds.append(time.perf_counter() - begin)
     return tuple(seconds[WARMING_STEPS:])
 
@@ -296,7 +296,7 @@ def _evaluation_seconds(config: TrainConfig, prepared: Prepared, places: Places,
 
 def _seconds_of_evaluating(count: int, config: TrainConfig, prepared: Prepared, places: Places, device: torch.device) -> float:
     some = prepared.held_out.some(count)
-    evaluator = Evaluator.of(config.model_copy(update={"num_evaluated": count}), some, places.weights, device)
+    evaluator = Evaluator.of(config.model_copy(update={"num_evaluated": count}), some, places.weights, device, prepared.trained_on)
     generator = prepared.players["generator"]
     evaluator.quick(generate(generator, some))  # what is computed of the held-out images alone is computed once
     begin = time.perf_counter()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from training.contract import DatasetCard, Manifest, ModuleSpec, Probe, ScoreReference, TensorSpec, TrainConfig, UserError, now
 from training.data import evenly
 from training.files import versions
-from training.files.directories import describe, staging, verify
+from training.files.directories import describe, staging, verify, write_atomically
 from training.game import Given, Player, Tensors
 from training.layers import fold_parametrizations
 from training.probe import PROBE_VALUES, probe_inputs, probe_shape, probe_step
@@ -210,7 +210,9 @@ def save_grid(path: Path, images: Tensor) -> None:
     """A PNG of images (N, C, H, W) in [-1, 1], near square, row by row."""
     count, _, height, width = images.shape
     columns = math.ceil(math.sqrt(count * height / width))
-    torchvision.utils.save_image(images, path, nrow=columns, normalize=True, value_range=(-1, 1))
+    drawn = io.BytesIO()
+    torchvision.utils.save_image(images, drawn, format="png", nrow=columns, normalize=True, value_range=(-1, 1))
+    write_atomically(path, drawn.getvalue())
 
 
 def generate(generator: Player, given: HeldOut, first_seed: int = 0) -> Tensor:

@@ -76,6 +76,10 @@ class Training:
         return {key: match.game for key, match in self.matches.items()}
 
     @property
+    def device(self) -> torch.device:
+        return self._random.device
+
+    @property
     def phase(self) -> Phase:
         return next((phase for phase in self._phases if self.images < phase.end), self._phases[-1])
 
@@ -104,9 +108,10 @@ class Training:
                 watcher.evaluate(self.images)  # before the checkpoint, which then knows the best state so far
             if self._crossed(before, config.checkpoint_images):
                 watcher.checkpoint(self.images)
-            rate = clock.beat(self.images)
-            if self.rules.team.agree(rate is not None):
-                watcher.beat(self.images, rate or clock.rate)
+            if self.rules.team.meets(self.steps):
+                rate = clock.beat(self.images)
+                if self.rules.team.agree(rate is not None):
+                    watcher.beat(self.images, rate or clock.rate)
 
     def step(self) -> None:
         """One step of the game whose turn it is."""

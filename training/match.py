@@ -129,14 +129,15 @@ class Match:
         Args:
             step: counts from 0, and decides when penalties are added.
         """
-        terms: dict[str, Tensor] = {}
+        moved: list[dict[str, Tensor]] = []
         own_random = rules.team.own_random(random, step)
         for critic_step in range(rules.critic_steps):
             dealt = rules.team.share(self.game.deal(batch(), random))
             with torch.set_grad_enabled(critic_step == rules.critic_steps - 1):
                 generated = rules.forward(self.game.generator, **dealt.inputs)
             penalised = (step * rules.critic_steps + critic_step) % rules.penalty_interval == 0
-            terms |= self._move_discriminator(rules, dealt, generated.detach(), own_random, penalised=penalised)
+            moved.append(self._move_discriminator(rules, dealt, generated.detach(), own_random, penalised=penalised))
+        terms = {name: torch.stack([each[name].detach() for each in moved]).mean() for name in moved[0]}
         terms |= self._move_generator(rules, dealt, generated, own_random)
         self.last = dealt
         return {name: value.detach() for name, value in terms.items()}
@@ -189,7 +190,7 @@ class Match:
         device = self.last.target.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             generator, discriminator = deepcopy((self.game.generator, self.game.discriminator))  # statistics of norms move too
-            scores = discriminator(generator(**self.last.inputs), **self.last.condition)
+            scores = rules.forward(discriminator, rules.forward(generator, **self.last.inputs), **self.last.condition)
         after = {"score_generated_after": scores.mean()}
         if rules.loss.score == "logit":
             after["probability_generated_after"] = scores.sigmoid().mean()

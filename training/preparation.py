@@ -79,7 +79,7 @@ def prepare(
     for name, player in players.items():
         script(name, player)
     matches = {key: Match.of(game, config, device, team) for key, game in games.items()}
-    batches = Batches(dataset, parts.train, config.batch_size, torch.Generator().manual_seed(config.seed + 1), device)
+    batches = Batches(dataset, parts.train, config.batch_size, torch.Generator().manual_seed(config.seed + 1), device, team.local_size)
     rules = Rules.of(config, combination, team)
     training = Training(matches, rules, batches, config, torch.Generator(device).manual_seed(config.seed + 2))
     averaged = {key: match.averaged_game for key, match in matches.items()}

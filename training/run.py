@@ -66,6 +66,16 @@ class Follower:
     training: Training
     team: Team
 
+    @property
+    def ends_here(self) -> bool:
+        """Whether it was to end where its generator collapses, and it has; the leader knows."""
+        return False
+
+    def begin(self) -> None:
+        """Raise Collapsed where the run had ended already, and was cut before it could say so."""
+        if self.team.agree(self.ends_here):
+            raise Collapsed
+
     def beat(self, images: int, images_per_second: float) -> None:
         if self.team.agree(0):
             self.checkpoint(images)

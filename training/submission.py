@@ -56,8 +56,9 @@ def resume(begun: TrainConfig, given: TrainConfig, card: DatasetCard, weights: P
     Raises:
         ConfigError: a difference; every one of them.
     """
-    said = given.model_dump(mode="json", exclude_unset=True, exclude={"preset", "recipe"})  # what they said stands in what was begun
-    if _is_of(begun.initial_model, given.initial_model):
+    # what a recipe says stands in what was begun
+    said = _follow_preset(given).model_dump(mode="json", exclude_unset=True, exclude={"recipe"})
+    if _may_be(begun.initial_model, given.initial_model):
         said.pop("initial_model")
     total_images = said.pop("total_images", begun.total_images)
     errors = _differences(begun.model_dump(mode="json"), said, "")
@@ -72,9 +73,12 @@ def resume(begun: TrainConfig, given: TrainConfig, card: DatasetCard, weights: P
     return begun.model_copy(update={"total_images": total_images})
 
 
-def _is_of(pinned: str | None, reference: str | None) -> bool:
-    """Whether a pinned version is one that an alias, or the name alone, may have stood for."""
-    return pinned is not None and reference is not None and pinned.split("/")[0] == reference.split("/")[0]
+def _may_be(pinned: str | None, reference: str | None) -> bool:
+    """Whether a pinned version is one that a name, or a name and an alias, may have stood for."""
+    if pinned is None or reference is None:
+        return False
+    name, _, version = reference.partition("/")
+    return name == pinned.split("/")[0] and not version.isdecimal()
 
 
 def _differences(begun: Mapping[str, JsonValue], said: Mapping[str, JsonValue], pointer: str) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ is at the evaluation that decides what is published: the highest PSNR where it i
 """
 
 import io
+import logging
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from training.files import runs
 from training.files.directories import write_atomically
 
 FILE = "summary.png"
+_log = logging.getLogger(__name__)
 DOTS_PER_INCH = 100
 # inches:
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 14.0, 0.7, 0.4, 0.3, 0.3
@@ -333,8 +335,13 @@ def _evenly(paths: Sequence[Path], count: int) -> list[Path]:
 
 def _draw_samples(figure: Figure, paths: Sequence[Path], grid: GridSpec) -> None:
     for index, path in enumerate(paths):
+        try:
+            corner = _corner(path)
+        except (OSError, SyntaxError) as error:  # as Pillow says that a file is damaged
+            _log.warning("the samples %s cannot be read and are left out of the summary: %s", path.name, error)
+            continue
         axes = figure.add_subplot(grid[0, index])
-        axes.imshow(_corner(path), aspect="equal")
+        axes.imshow(corner, aspect="equal")
         axes.set_anchor("N")
         axes.set_axis_off()
         axes.set_title(f"{int(path.stem):,} images", fontsize=9)

@@ -5,6 +5,7 @@ figures with the others before anything is moved. Weights, averages, optimisers 
 member's state is everybody's, and a checkpoint can be gone on with by any number of processes.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from training.contract import UserError
 from training.game import Round, Tensors
 
+STEPS_BETWEEN_MEETINGS = 8
+
 
 class LostMemberError(UserError):
     """Another process of the team is gone: all go back to the last checkpoint."""
@@ -26,10 +29,11 @@ class LostMemberError(UserError):
 
 @dataclass(frozen=True)
 class Team:
-    """This process among `size`; `rank` counts from 0, and 0 alone writes files."""
+    """This process among `size`, of which `local_size` share this machine; `rank` counts from 0, and 0 alone writes files."""
 
     rank: int = 0
     size: int = 1
+    local_size: int = 1
 
     @classmethod
     def gather(cls, device: torch.device) -> "Team":
@@ -37,12 +41,20 @@ class Team:
         if not dist.is_torchelastic_launched():
             return cls()
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
-        return cls(dist.get_rank(), dist.get_world_size())
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+                dist.init_process_group("nccl", device_id=device)
+            else:
+                dist.init_process_group("gloo")
+        return cls(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"]))
 
     @property
     def leads(self) -> bool:
         return self.rank == 0
+
+    def meets(self, step: int) -> bool:
+        """Whether the members agree on what to do after this step: asking at each would hold up a GPU."""
+        return self.size == 1 or step % STEPS_BETWEEN_MEETINGS == 0
 
     def check(self, batch_size: int) -> None:
         """Raise UserError where the batch cannot be shared out evenly."""
@@ -103,8 +115,15 @@ class Team:
     def synchronise_norms(self, network: nn.Module) -> None:
         """Batch norms take their statistics of the whole batch."""
         for module in network.modules():
-            if self.size > 1 and isinstance(module, _BatchNorm):
-                module.__class__ = _SynchronisedBatchNorm
+            if self.size > 1 and type(module) in _SYNCHRONISED:
+                module.__class__ = _SYNCHRONISED[type(module)]
+
+    def separate_norms(self, network: nn.Module) -> None:
+        """Give norms their plain classes back, which can be exported."""
+        plain = {synchronised: plain for plain, synchronised in _SYNCHRONISED.items()}
+        for module in network.modules():
+            if type(module) in plain:
+                module.__class__ = plain[type(module)]
 
 
 def _together(message: Callable[[], object]) -> None:
@@ -139,6 +158,7 @@ class _SynchronisedBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - its name in torch
         if not self.training:
             return super().forward(input)
+        dtype, input = input.dtype, input.float()  # noqa: A001 - statistics want every bit
         axes = [axis for axis in range(input.dim()) if axis != 1]
         shape = [1, -1] + [1] * (input.dim() - 2)
         size = dist.get_world_size()
@@ -147,7 +167,8 @@ class _SynchronisedBatchNorm(_BatchNorm):
         variance = _Sum.apply(centred.square().mean(axes)) / size
         self._remember(mean.detach(), variance.detach(), size * input.numel() // input.shape[1])
         output: Tensor = centred * (variance + self.eps).rsqrt().view(shape)
-        return output if self.weight is None else output * self.weight.view(shape) + self.bias.view(shape)
+        output = output if self.weight is None else output * self.weight.view(shape) + self.bias.view(shape)
+        return output.to(dtype)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
@@ -158,3 +179,17 @@ class _SynchronisedBatchNorm(_BatchNorm):
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance * count / max(count - 1, 1), share)
+
+
+class _SynchronisedBatchNorm1d(_SynchronisedBatchNorm, nn.BatchNorm1d):
+    pass
+
+
+class _SynchronisedBatchNorm2d(_SynchronisedBatchNorm, nn.BatchNorm2d):
+    pass
+
+
+_SYNCHRONISED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: _SynchronisedBatchNorm1d,
+    nn.BatchNorm2d: _SynchronisedBatchNorm2d,
+}

@@ -26,6 +26,18 @@ _FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channe
 _log = logging.getLogger(__name__)
 
 
+def set_up_torch() -> None:
+    """What every training of a process has."""
+    torch.set_flush_denormal(True)
+    torch.set_float32_matmul_precision("high")  # TF32, on GPUs that have it
+
+
+def wait_for(device: torch.device) -> None:
+    """A GPU only queues what it is given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def candidates(device: torch.device, num_threads: int | None, layout: MemoryLayout | None, *, compiling: bool = False) -> list[Tuning]:
     """What may be chosen from, the usual one first; what is given is left alone.
 
@@ -69,6 +81,7 @@ def fastest(training: Training, among: Sequence[Tuning]) -> Tuning:
         with _as_asked(tuning, among):
             begin = time.perf_counter()
             training.rehearse()
+            wait_for(training.device)
             if is_warm:
                 seconds[tuning].append(time.perf_counter() - begin)
     apply(training, among[0])

@@ -26,6 +26,7 @@ from training.evaluation import Evaluator
 from training.export import MAX_SCORED, Provenance, publish
 from training.files import runs
 from training.files.locks import hold
+from training.files.machine import num_cores
 from training.loop import NotFiniteError
 from training.preparation import Places, prepare
 from training.run import Cancelled, Collapsed, Follower, Listener, Run, Stopped, rounded
@@ -59,8 +60,7 @@ def work(
     Raises:
         LockedError: another process works in the directory.
     """
-    torch.set_flush_denormal(True)
-    torch.set_float32_matmul_precision("high")  # TF32, on GPUs that have it
+    tuning.set_up_torch()
     team = Team.gather(device)
     if not team.leads:
         return _follow(folder, places, device, team)
@@ -71,7 +71,7 @@ def work(
         runs.write_status(folder, status)
         (folder / runs.STOP).unlink(missing_ok=True)
         try:
-            if runs.is_cancel_asked(folder):
+            if team.agree(runs.is_cancel_asked(folder)):
                 return _end(folder, "cancelled", "cancelled before it started", 0)
             run = _prepare(folder, places, device, team, status, listener or Listener(), (num_threads, memory_layout, compiling))
             return _lead(run, places)
@@ -118,6 +118,8 @@ def _prepare(
 
 def _tuning(run: Run, device: torch.device, num_threads: int | None, memory_layout: MemoryLayout | None, compiling: bool) -> Tuning:
     """What was asked for, and what the clock says where nothing was; a team shares the cores."""
+    if run.team.size > 1:
+        num_threads = num_threads or max(1, num_cores() // run.team.local_size)
     among = tuning.candidates(device, num_threads, memory_layout, compiling=compiling)
     num_steps = run.config.total_images // (run.config.batch_size * run.config.critic_steps)
     if run.team.size > 1 or num_steps < tuning.MIN_STEPS or len(among) == 1:
@@ -132,8 +134,10 @@ def _tuning(run: Run, device: torch.device, num_threads: int | None, memory_layo
 
 def _follow(folder: Path, places: Places, device: torch.device, team: Team) -> int:
     """Train as the leader does, from the leader's state."""
-    config, begun = runs.read_config(folder), runs.checkpoint_images(folder) > 0
     try:
+        if team.agree(0):
+            return 0  # cancelled before it started
+        config, begun = runs.read_config(folder), runs.checkpoint_images(folder) > 0
         prepared = prepare(config, load(config.dataset, places.datasets), places, device, begun=begun, team=team)
         images, training = team.agree(0), prepared.training
         chosen = runs.read_status(folder).tuning
@@ -146,13 +150,21 @@ def _follow(folder: Path, places: Places, device: torch.device, team: Team) -> i
         return STOPPED
 
 
+def _stopped(team: Team) -> int:
+    """torchrun starts a team anew that ends otherwise than with 0."""
+    return STOPPED if team.size == 1 else 0
+
+
 def _train_along(follower: Follower) -> int:
     code = 0
+    for number in (signal.SIGTERM, signal.SIGINT):  # all are told, and the leader ends the run in order
+        signal.signal(number, signal.SIG_IGN)
     try:
+        follower.begin()
         follower.training.run(follower)
         follower.heed()
     except Stopped:
-        code = STOPPED
+        code = _stopped(follower.team)
     except (Cancelled, Collapsed):
         _log.info("the leader ends the run here")
     follower.checkpoint(follower.training.images)  # the leader's last one
@@ -176,8 +188,8 @@ def _train(run: Run) -> int | None:
     with _stop_signals(run):
         try:
             run.listener.started(run.config, run.training.images)
-            if not run.ends_here:
-                run.training.run(run)
+            run.begin()
+            run.training.run(run)
             run.heed()
         except Collapsed:
             _log.info("the run ends here, as on_collapse says")
@@ -188,13 +200,16 @@ def _train(run: Run) -> int | None:
                 run.end("cancelled", f"cancelled after {seen}; the last checkpoint is kept")
                 return 0
             run.say(state="queued", message=f"stopped after {seen}; it goes on from there")
-            return STOPPED
+            return _stopped(run.team)
     run.checkpoint(run.training.images)
     return None
 
 
 def _finish(run: Run, places: Places) -> int:
     images = run.training.images
+    for match in run.training.matches.values():
+        run.team.separate_norms(match.game.generator)
+        run.team.separate_norms(match.game.discriminator)
     run.save_samples(images)
     progress = run.status.progress.model_copy(update={"images": images, "seconds_left": 0.0})
     manifest = _publish(run, places)
@@ -264,8 +279,9 @@ def pick_device(text: str) -> torch.device:
         UserError: no such device here.
     """
     if text == "auto":
-        own = torch.distributed.get_node_local_rank(fallback_rank=0)
-        text = f"cuda:{own}" if torch.cuda.is_available() else "cpu"
+        text = "cuda" if torch.cuda.is_available() else "cpu"
+    if text == "cuda":
+        text = f"cuda:{torch.distributed.get_node_local_rank(fallback_rank=0)}"
     try:
         device = torch.device(text)
         torch.empty(0, device=device)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from training.contract import FileSpec, Metrics, TrainConfig
+from training.contract import FileSpec, Metrics, TrainConfig, Tuning
 from training.files import runs, versions
 from training.files.directories import STAGING, DamagedFileError, commit, describe, sha256_of, staging, verify, write_atomically
 from training.files.locks import LockedError, hold, is_held
@@ -451,3 +451,11 @@ def test_publishers_at_once_get_different_numbers(tmp_path: Path) -> None:
     by = [(path / versions.MANIFEST).read_text() for path in found.values()]
     assert by.count("first") == by.count("second") == 20
     assert names(tmp_path / STAGING) == []
+
+
+def test_a_run_that_was_begun_before_layouts_were_chosen_goes_on_with_its_threads(tmp_path: Path) -> None:
+    runs.create(tmp_path / "run", TrainConfig(), runs.new_id())
+    old = json.loads((tmp_path / "run" / runs.STATUS).read_text())
+    del old["tuning"]
+    (tmp_path / "run" / runs.STATUS).write_text(json.dumps(old | {"num_threads": 3}))
+    assert runs.read_status(tmp_path / "run").tuning == Tuning(num_threads=3, memory_layout="contiguous")

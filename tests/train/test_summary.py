@@ -182,3 +182,12 @@ def test_the_same_run_gives_the_same_bytes_whatever_else_is_drawn(folder: Path) 
     assert (folder / "summary.png").read_bytes() == drawn
     assert b"matplotlib" not in drawn.lower()
     assert sorted(path.name for path in folder.iterdir()) == sorted([*before, "summary.png"])
+
+
+def test_a_damaged_grid_of_samples_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = tmp_path / "run"
+    runs.create(run, TrainConfig(name="mine"), runs.new_id())
+    runs.sample_path(run, 40).touch()
+    summary.draw(run)
+    assert (run / summary.FILE).stat().st_size > 1000
+    assert "the samples 000000000040.png cannot be read and are left out" in caplog.text

@@ -92,10 +92,31 @@ def test_what_is_drawn_within_a_step_differs_by_member_and_step_and_is_the_same_
 # --- a whole run ---------------------------------------------------------------------------------------------------------------
 
 
+def test_a_norm_over_several_processes_counts_in_every_bit_under_bfloat16_too(tmp_path: Path) -> None:
+    code = """if True:
+        import torch
+        from torch import nn
+        from training.team import Team
+        team = Team.gather(torch.device("cpu"))
+        norm = nn.BatchNorm2d(3)
+        team.synchronise_norms(norm)
+        with torch.autocast("cpu", torch.bfloat16):
+            given = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(team.rank)).bfloat16()
+            assert norm(given).dtype == torch.bfloat16
+        assert norm.running_var.dtype == torch.float32 and bool((norm.running_var != 1).all())
+        means = team.average(norm.running_mean)
+        assert torch.equal(means, norm.running_mean), "the same everywhere"
+        team.separate_norms(norm)
+        assert type(norm) is nn.BatchNorm2d
+    """
+    (tmp_path / "member.py").write_text(code)
+    launch(str(tmp_path / "member.py"), processes=2)
+
+
 @pytest.fixture
 def run(datasets_folder: Path, make_config: MakeConfig, tmp_path: Path) -> Path:
     """A run of some seconds, with a checkpoint every now and then."""
-    config = make_config(name="mine", total_images=40_000, checkpoint_images=1_000, num_evaluated=12, evaluation_images=20_000)
+    config = make_config(name="mine", total_images=30_000, checkpoint_images=1_000, num_evaluated=12, evaluation_images=15_000)
     runs.create(tmp_path / "run", config, runs.new_id())
     return tmp_path / "run"
 
@@ -125,7 +146,7 @@ def test_a_killed_member_brings_all_back_to_the_checkpoint_and_the_run_is_finish
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said[-3000:]
     status = runs.read_status(run)
-    assert (status.state, status.version, status.progress.images) == ("succeeded", 1, 40_000)
+    assert (status.state, status.version, status.progress.images) == ("succeeded", 1, 30_000)
     assert status.attempts == 2
     assert "going on from the checkpoint at" in (run / runs.LOG).read_text()
     images = [line.images for line in runs.read_metrics(run) if line.losses]
@@ -139,7 +160,10 @@ def test_a_team_goes_on_with_the_run_of_one_and_one_with_that_of_a_team(run: Pat
         while process.poll() is None and runs.checkpoint_images(run) <= before:
             time.sleep(0.02)
         assert process.poll() is None, process.communicate()[0]
-        runs.ask_to_stop(run)
+        if processes == 2:
+            process.send_signal(signal.SIGTERM)  # torchrun tells every member
+        else:
+            runs.ask_to_stop(run)
         process.communicate(timeout=120)
         status = runs.read_status(run)
         assert (status.state, status.attempts) == ("queued", begin + 1), status.message
@@ -148,6 +172,14 @@ def test_a_team_goes_on_with_the_run_of_one_and_one_with_that_of_a_team(run: Pat
     said, _ = last.communicate(timeout=240)
     assert last.returncode == 0, said
     assert runs.read_status(run).state == "succeeded"
+
+
+def test_norms_that_were_shared_are_published_as_plain_ones(datasets_folder: Path, make_config: MakeConfig, tmp_path: Path) -> None:
+    runs.create(tmp_path / "run", make_config(name="mine", architecture="dcgan"), runs.new_id())
+    process = torchrun(tmp_path / "run", datasets_folder, processes=2)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said[-3000:]
+    assert runs.read_status(tmp_path / "run").state == "succeeded"
 
 
 def test_the_console_program_trains_in_a_team(tmp_path: Path) -> None:

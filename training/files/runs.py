@@ -16,6 +16,7 @@
 The directory is the truth: whoever finds it knows all there is to know of the run.
 """
 
+import json
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,7 +71,12 @@ def read_config(folder: Path) -> TrainConfig:
 
 
 def read_status(folder: Path) -> JobStatus:
-    return JobStatus.model_validate_json((folder / STATUS).read_bytes())
+    written = (folder / STATUS).read_bytes()
+    if b'"num_threads"' in written and b'"tuning"' not in written:  # begun before a layout was chosen too
+        values = json.loads(written)
+        values["tuning"] = {"num_threads": values.pop("num_threads"), "memory_layout": "contiguous"}
+        written = json.dumps(values).encode()
+    return JobStatus.model_validate_json(written)
 
 
 def write_status(folder: Path, status: JobStatus) -> None:
