@@ -229,6 +229,8 @@ what is said below. Several seeds: mean (lowest-highest).
 
 ## Data sets
 
+`bench/quality_sets.py` makes the folders.
+
 | name | how it is had |
 |---|---|
 {sets}
