@@ -221,7 +221,7 @@ def test_a_model_is_served_by_a_process_that_cannot_import_the_trainer(tmp_path:
         import asyncio, sys
         from pathlib import Path
 
-        ALLOWED = ("training.contract", "training.catalog", "training.files")
+        ALLOWED = ("training.contract", "training.probe", "training.catalog", "training.files")
 
         class Closed:
             def find_spec(self, name, path=None, target=None):
