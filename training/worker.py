@@ -148,6 +148,8 @@ def _follow(folder: Path, places: Places, device: torch.device, team: Team) -> i
         return _train_along(Follower(config, training, team))
     except LostMemberError:
         return STOPPED
+    except NotFiniteError:
+        return 1  # found by all at once, and told by the leader
 
 
 def _stopped(team: Team) -> int:
