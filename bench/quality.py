@@ -215,9 +215,9 @@ TEMPLATE = """# What a small budget buys
 Written by `bench/quality.py` from [quality.jsonl](quality.jsonl), which holds the command and every figure of each run. Measured on
 {num_evaluated:,} held-out images (all there are, where there are fewer) against as many generated ones. The extractor is
 EfficientNet-Lite0 at 64 pixels unless the row says otherwise; none of these is an FID, and none compares with a published figure. One
-thread a run, two runs side by side on two cores. *ours* is this project's recipe: the best of eight evaluations by KID (PSNR for images
-to images), a moving average of the weights. *plain* is the architecture as it is usually written: the last weights, no average, and
-what is said below. Several seeds: mean (lowest-highest).
+thread a run, on two cores that had other work as well: minutes tell no more than the order of things. *ours* is this project's recipe: the
+best of eight evaluations by KID (PSNR for images to images), a moving average of the weights. *plain* is the architecture as it is usually
+written: the last weights, no average, and what is said below. Several seeds: mean (lowest-highest).
 
 {table}
 
