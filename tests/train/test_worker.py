@@ -427,3 +427,19 @@ def test_without_evaluation_the_last_state_is_published(bench: Bench, make_confi
     assert evaluations(run) == {}
     assert list((run / runs.BEST).iterdir()) == []
     assert find_version("mine", (bench.repository,)).metrics["images"] == 240
+
+
+def test_a_slow_run_is_kept_by_the_clock_too(bench: Bench, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.run.CHECKPOINT_SECONDS", 0.0)
+    folder = bench.create("run", make_config(**LONG | {"checkpoint_images": 10**6}))
+    kept: list[int] = []
+
+    class Patient(Listener):
+        def progressed(self, status: JobStatus) -> None:
+            if images := runs.checkpoint_images(folder):
+                kept.append(images)
+                runs.ask_to_cancel(folder)
+
+    _, status = bench.work(folder, Patient())
+    assert status.state == "cancelled", "there was a checkpoint long before the first that images would have brought"
+    assert 0 < kept[0] <= status.progress.images < LONG["total_images"]
