@@ -5,6 +5,7 @@ figures with the others before anything is moved. Weights, averages, optimisers 
 member's state is everybody's, and a checkpoint can be gone on with by any number of processes.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Team:
                 dist.init_process_group("nccl", device_id=device)
             else:
                 dist.init_process_group("gloo")
+            atexit.register(dist.destroy_process_group)  # its threads abort a process that ends without it, now and then
         return cls(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"]))
 
     @property
