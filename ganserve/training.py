@@ -210,6 +210,7 @@ def _resume(folder: Path, flags: TrainFlags, found: "Settings", asked: Mapping[s
     from training.datasets import card
     from training.files import locks, runs
     from training.submission import resume
+    from training.team import is_restarted
 
     if not (folder / runs.CONFIG).is_file():
         raise UserError(f"{folder} is no run directory: it has no {runs.CONFIG}")
@@ -221,10 +222,17 @@ def _resume(folder: Path, flags: TrainFlags, found: "Settings", asked: Mapping[s
         if status.tuning is not None and value is not None and value != (was := getattr(status.tuning, field)):
             flag = {"num_threads": "--threads", "memory_layout": "--memory-layout", "compiled": "--compile"}[field]
             raise UserError(f"the run was begun with {flag} {str(was).lower()}, and goes on with it: leave {flag} out")
+    if is_restarted() and any(finding.kind == "not-finite" for finding in status.findings):
+        raise UserError(status.message)  # from the same checkpoint it would come to the same
     config = begun
     if flags.model_fields_set:
         config = resume(begun, flags.config(), card(begun.dataset, found.datasets), found.weights)
     if config.total_images > begun.total_images:
+        if begun.on_collapse == "stop" and any(finding.kind == "generator-collapsed" for finding in status.findings):
+            raise UserError(
+                f"{folder} ended because its generator collapsed and on_collapse is stop; trained on, it would end there again: begin a"
+                " new run with what the finding says to try"
+            )
         with locks.hold(folder):
             runs.train_on(folder, config)
     elif status.state == "succeeded":

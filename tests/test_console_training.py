@@ -5,6 +5,7 @@ import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from servers import GANSERVE
 
 from training import estimate
 from training.catalog import resolve
-from training.contract import TrainConfig, train_command
+from training.contract import Finding, TrainConfig, train_command
 from training.files import runs
 
 pytest_plugins = ["console_fixtures"]
@@ -114,6 +115,22 @@ def test_a_damaged_run_is_refused(console: Console, tmp_path: Path) -> None:
         runs.create(tmp_path / name, TrainConfig(), runs.new_id())
         (tmp_path / name / name).write_bytes(b"{")
         assert "is damaged: its config.json or status.json cannot be read" in console.refused("train", "--resume", tmp_path / name)
+
+
+def test_what_would_come_to_the_same_end_is_not_begun_again(console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(kind: Literal["generator-collapsed", "not-finite"]) -> Path:
+        folder = tmp_path / kind
+        runs.create(folder, TrainConfig(on_collapse="stop", total_images=1000), runs.new_id())
+        finding = Finding(kind=kind, images=600, message=f"{kind}, in a sentence")
+        runs.write_status(folder, runs.read_status(folder).model_copy(update={"findings": (finding,)}))
+        return folder
+
+    said = console.refused("train", "--resume", found("generator-collapsed"), "--total-images", "2000")
+    assert "ended because its generator collapsed and on_collapse is stop; trained on, it would end there again" in said
+    lost = found("not-finite")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # torchrun's, to a team that has ended in failure
+    runs.write_status(lost, runs.read_status(lost).model_copy(update={"state": "failed", "message": "weights are lost"}))
+    assert console.refused("train", "--resume", lost) == "weights are lost"
 
 
 def test_a_run_that_fails_says_why_and_where_its_log_is(console: Console, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ PRESETS: Mapping[str, Preset] = {
             "total_images": 400_000,
             "batch_size": 64,
             "learning_rate": 1e-3,
+            "penalty_interval": 4,
             "ema_halflife_images": 5_000.0,
             "num_evaluated": 1000,
             "extractor": "digits-classifier",

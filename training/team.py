@@ -138,6 +138,11 @@ def _together(message: Callable[[], object]) -> None:
 ALONE = Team()
 
 
+def is_restarted() -> bool:
+    """Whether torchrun starts this team anew, after a member has ended in failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 class _Sum(torch.autograd.Function):
     """Over all members, forwards and backwards: each member's loss looks at the statistics of all."""
 
