@@ -1,11 +1,11 @@
 """How soon digits can be read: samples after 60, 120 and 300 seconds from a cold start, imports and all.
 
-    .venv/bin/python bench/time_to_quality.py                      about 16 minutes; wants 2 idle cores
+    .venv/bin/python bench/time_to_quality.py                      about 25 minutes; wants 2 idle cores
     .venv/bin/python bench/time_to_quality.py --seconds 60 --preset fast-digits
 
-Beside a preset of ours stands the loop of the tutorials with the mlp (bench/textbook.py). Of 10,000 samples the digits-classifier names a
-share with a confidence of 0.9 or more; the divergence is that of the classes it names from those of the data. The data set mnist is
-registered in the state folder before (`ganserve datasets add mnist`).
+Beside a preset of ours stand the loop of the tutorials with the mlp (bench/textbook.py), and our trainer with that very mlp. Of 10,000
+samples the digits-classifier names a share with a confidence of 0.9 or more; the divergence is that of the classes it names from those of
+the data. The data set mnist is registered in the state folder before (`ganserve datasets add mnist`).
 """
 
 import argparse
@@ -34,6 +34,12 @@ ROOT = Path(__file__).parent.parent
 NUM_SAMPLES, CONFIDENT = 10_000, 0.9
 BATCH = 128
 LATENT_SIZE = 100
+TEXTBOOK, SAME_NETWORKS = "textbook", "mlp"
+# the textbook's networks, batch and loss in our trainer, without end
+SAME = (
+    *("--architecture", "mlp", "--options.latent-size", str(LATENT_SIZE), "--recipe=false", "--batch-size", str(BATCH)),
+    *("--dataset", "mnist", "--total-images", "10000000"),
+)
 
 
 def main() -> None:
@@ -42,7 +48,7 @@ def main() -> None:
     parser.add_argument("--preset", action="append", choices=list(catalog.presets()), help="fast-digits when left out")
     parser.add_argument("--seconds", type=float, action="append", help="60, 120 and 300 when left out")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--without-textbook", action="store_true")
+    parser.add_argument("--without-textbook", action="store_true", help="the preset alone")
     parser.add_argument("--textbook", type=Path, help=argparse.SUPPRESS)  # the other side, in a process of its own
     given = parser.parse_args()
     seconds = given.seconds or [60.0, 120.0, 300.0]
@@ -51,18 +57,19 @@ def main() -> None:
         return
     print("| side | seconds | images seen | read with confidence % | divergence of the classes | digits |")
     print("|---|---|---|---|---|---|")
-    sides = [*(given.preset or ["fast-digits"]), *([] if given.without_textbook else ["textbook"])]
+    sides = [*(given.preset or ["fast-digits"]), *([] if given.without_textbook else [SAME_NETWORKS, TEXTBOOK])]
     for side in sides:
         for each in seconds:
             with tempfile.TemporaryDirectory() as folder:
-                sampled, images = (textbook if side == "textbook" else ours)(side, given.state, Path(folder), each, given.seed)
+                sampled, images = (textbook if side == TEXTBOOK else ours)(side, given.state, Path(folder), each, given.seed)
             print(f"| {side} | {each:g} | {images:,} | {judged(sampled, given.state)} |", flush=True)
 
 
-def ours(preset: str, state: Path, folder: Path, seconds: float, seed: int) -> tuple[Tensor, int]:
-    """Samples of `ganserve train --preset` as it stands after so many seconds: asked to stop, it leaves a checkpoint."""
+def ours(side: str, state: Path, folder: Path, seconds: float, seed: int) -> tuple[Tensor, int]:
+    """Samples of `ganserve train` as it stands after so many seconds: asked to stop, it leaves a checkpoint."""
     run = folder / "run"
-    words = ["train", "--preset", preset, "--seed", str(seed), "--run-dir", str(run), "--state", str(state)]
+    asked = SAME if side == SAME_NETWORKS else ("--preset", side)
+    words = ["train", *asked, "--seed", str(seed), "--run-dir", str(run), "--state", str(state)]
     command = [str(Path(sys.executable).parent / "ganserve"), *words, "--models", str(folder / "models"), "--device", "cpu"]
     begin = time.perf_counter()
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -71,7 +78,7 @@ def ours(preset: str, state: Path, folder: Path, seconds: float, seed: int) -> t
     process.wait()
     prepared = at_checkpoint(run, state)
     if prepared is None:
-        raise SystemExit(f"{preset} had not begun after {seconds:g} seconds: {runs.read_status(run).message}")
+        raise SystemExit(f"{side} had not begun after {seconds:g} seconds: {runs.read_status(run).message}")
     generator = prepared.players["generator"]
     labels = torch.eye(10)[torch.arange(NUM_SAMPLES) % 10]
     given = {"label": labels} if any(spec.kind == "label" for spec in generator.inputs) else {}
@@ -104,7 +111,7 @@ def train_textbook(state: Path, out: Path, seconds: float, seed: int) -> None:
 
 
 def networks() -> tuple[nn.Module, nn.Module]:
-    game = catalog.architectures()["mlp"](latent_size=LATENT_SIZE).games(DataSpec((1, 28, 28)), Terms("batch"))["main"]
+    game = catalog.architectures()["mlp"].model_validate({"latent_size": LATENT_SIZE}).games(DataSpec((1, 28, 28)), Terms("batch"))["main"]
     return game.generator, game.discriminator
 
 
