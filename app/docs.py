@@ -8,8 +8,9 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from app import examples
-from app.errors import MEDIA_TYPE, ProblemDocument
-from app.schemas import DiscriminateRequest, GenerateRequest, InterpolateRequest, Pictures, TransformRequest
+from app.errors import MEDIA_TYPE, ProblemDocument, is_protocol
+from app.protocol.documents import InferRequest, ProtocolError
+from app.schemas import AliasRequest, DiscriminateRequest, GenerateRequest, InterpolateRequest, Pictures, TransformRequest
 
 router = APIRouter(include_in_schema=False)
 METHODS = ("get", "post", "put", "delete")
@@ -54,14 +55,17 @@ def _complete(schema: dict[str, Any]) -> None:
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
     # named by reference only, so FastAPI does not know of them
-    for model in (ProblemDocument, Pictures, DiscriminateRequest, TransformRequest):
+    for model in (ProblemDocument, ProtocolError, Pictures, DiscriminateRequest, TransformRequest, InferRequest):
         described = model.model_json_schema(ref_template="#/components/schemas/{model}")
         components |= described.pop("$defs", {})
         components[model.__name__] = described
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
-    for operation in _operations(schema):
-        operation["responses"].pop("422", None)
-        operation["responses"]["default"] = {"description": "What was given, what is allowed, what to do", "content": content}
+    protocol_content = {"application/json": {"schema": {"$ref": "#/components/schemas/ProtocolError"}}}
+    for path, operations in schema["paths"].items():
+        refused = protocol_content if is_protocol(path) else content
+        for operation in (operations[method] for method in METHODS if method in operations):
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = {"description": "What was given, what is allowed, what to do", "content": refused}
 
 
 def _fill_examples(schema: dict[str, Any], app: FastAPI) -> None:
@@ -69,7 +73,7 @@ def _fill_examples(schema: dict[str, Any], app: FastAPI) -> None:
     values: dict[str, str | None] = {"id": service.jobs.newest_id()}
     for name in service.store.names[:1]:
         manifest = service.store.manifest(name)
-        values |= {"name": name, "version": str(manifest.version), "file": manifest.samples.file}
+        values |= {"name": name, "version": str(manifest.version), "file": manifest.samples.file, "alias": "best"}
     for operation in _operations(schema):
         for parameter in operation.get("parameters", []):
             if parameter["in"] == "path" and values.get(parameter["name"]) is not None:
@@ -80,6 +84,7 @@ def _fill_examples(schema: dict[str, Any], app: FastAPI) -> None:
         InterpolateRequest: sampling,
         DiscriminateRequest: examples.judging(service.store),
         TransformRequest: examples.transforming(service.store),
+        AliasRequest: {"version": int(values.get("version") or 1)},
     }
     for model, example in found.items():
         schema["components"]["schemas"][model.__name__]["example"] |= example or {}

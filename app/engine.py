@@ -1,4 +1,4 @@
-"""One loaded version: verified, replayed, warmed, and proved to give a row the same bits in any company. The only torch.jit.load.
+"""One loaded version: verified, replayed, warmed, and proved to give a row the same bits in any company.
 
 Kernels are chosen by the shape of a batch, and two kernels may differ in the last bit. So a module runs in few padded batch sizes
 (buckets), and only in those that are proved, when the version is loaded, to give every row the bits that the largest one gives.
@@ -7,9 +7,9 @@ What makes a picture of a picture, or takes pictures of any size, runs alone, in
 them seldom have one size, and each size would have to be proved by itself.
 """
 
+import logging
 import math
-import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -17,23 +17,21 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from app import pixels, tiles
+from app import backends, pixels, tiles
+from app.choices import DEFAULT, Backend, Choice, as_published
 from app.proving import BrokenVersionError, Subject, prove_alone, prove_buckets
-from training.contract import FileSpec, Manifest, ModuleSpec
+from training.contract import Format, Manifest, ModuleSpec, TensorSpec
 from training.files.directories import DamagedFileError, verify
 from training.probe import PROBE_VALUES, probe_inputs, probe_shape, probe_step
 
-# torch.jit is deprecated upstream, and what versions are published as; a manifest can name other formats beside it
-warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=FutureWarning)
-
 ModuleName = str  # generator, discriminator, or a part's
 
-BUCKETS = (4, 8, 16, 32, 64)  # 1 and 2 differ from the rest with every kernel library, and are never run
+BUCKETS = (4, 8, 16, 32, 64)  # torch's kernels for 1 and 2 differ from the rest, and are never run
 ALONE = (1,)
 MAX_ROWS = BUCKETS[-1]
 MAX_BATCH_PIXELS = MAX_ROWS * 32 * 32  # larger images run in smaller batches: a batch is a turn, and others wait for its end
-# what torch raises for a file or a manifest that does not hold what it should
-_TORCH_ERRORS = (RuntimeError, torch.jit.Error, OSError, ValueError, TypeError, LookupError, AttributeError)
+Paths = Mapping[Format, Path]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,8 @@ class _Player:
     """A module on its device, with what its manifest says of it."""
 
     name: ModuleName
-    module: torch.jit.ScriptModule
+    backend: Backend
+    runner: backends.Runner
     spec: ModuleSpec
     device: torch.device
 
@@ -56,12 +55,12 @@ class _Player:
     @property
     def bucket_sizes(self) -> tuple[int, ...]:
         """The batch sizes that are tried."""
-        images = [tensor for tensor in (*self.spec.inputs, self.spec.output) if tensor.kind == "image"]
-        takes_images = any(tensor.kind == "image" for tensor in self.spec.inputs)
-        if (takes_images and self.makes_images) or any(-1 in tensor.shape for tensor in images):
+        if _runs_alone(self.spec):
             return ALONE
+        images = [tensor for tensor in (*self.spec.inputs, self.spec.output) if tensor.kind == "image"]
         num_pixels = max((math.prod(tensor.shape[1:]) for tensor in images), default=1)
-        return tuple(size for size in BUCKETS if size * num_pixels <= MAX_BATCH_PIXELS) or BUCKETS[:1]
+        largest = tuple(size for size in BUCKETS if size * num_pixels <= MAX_BATCH_PIXELS) or BUCKETS[:1]
+        return self.runner.small_batches + largest
 
     def forward(self, inputs: Mapping[str, Tensor], bucket: int) -> Tensor:
         """Rows 0 to N of a batch of `bucket` rows, on the device: images as they come, scores averaged to (N,).
@@ -69,9 +68,8 @@ class _Player:
         Args:
             inputs: (N, *shape) each, 1 <= N <= bucket.
         """
-        # what runs alone comes in any size: TorchScript would profile and compile for the sizes that came first
-        with torch.inference_mode(), torch.jit.optimized_execution(bucket > 1):  # type: ignore[attr-defined]
-            output: Tensor = self.module(**{name: _pad(rows, bucket, self.device) for name, rows in inputs.items()})
+        with torch.inference_mode():
+            output = self.runner.forward({name: _pad(rows, bucket, self.device) for name, rows in inputs.items()})
             if not self.makes_images:
                 output = output.reshape(bucket, -1).mean(1)  # before the cut: its bits may depend on the shape too
             return output[: num_rows(inputs)]
@@ -86,13 +84,16 @@ class Engine:
         self._players = players
 
     @classmethod
-    def load(cls, folder: Path, manifest: Manifest, device: torch.device) -> Self:
+    def load(cls, folder: Path, manifest: Manifest, device: torch.device, choose: Callable[[ModuleName], Choice] = as_published) -> Self:
         """Verify, load, replay, warm and prove a version; every file is hashed before any is opened.
+
+        Args:
+            choose: how a module is to be run, if it shows in that way what it must, and else is run as it was published.
 
         Raises:
             BrokenVersionError: any of that failed.
         """
-        steps = cls.loading(folder, manifest, device)
+        steps = cls.loading(folder, manifest, device, choose)
         while True:
             try:
                 next(steps)
@@ -101,25 +102,30 @@ class Engine:
                 return engine
 
     @classmethod
-    def loading(cls, folder: Path, manifest: Manifest, device: torch.device) -> Generator[None, None, Self]:
+    def loading(
+        cls, folder: Path, manifest: Manifest, device: torch.device, choose: Callable[[ModuleName], Choice] = as_published
+    ) -> Generator[None, None, Self]:
         """`load` in steps of at most one forward pass, so that other versions can serve in between; all on one thread."""
         paths = _verified(folder, manifest)
         _use_exact_kernels(device)
         players: dict[ModuleName, tuple[_Player, tuple[int, ...]]] = {}
-        for name, spec in served_modules(manifest).items():
-            try:
-                player = _load_player(name, spec, paths[name], device)
-                yield
-                _replay(player)
-                players[name] = (player, (yield from _proved(player)))
-            except _TORCH_ERRORS as error:
-                raise BrokenVersionError(f"the {name} does not run: {_last_line(error)}") from error
+        for name in served_modules(manifest):
+            players[name] = yield from _as_chosen(name, manifest, paths[name], device, choose(name))
         return cls(manifest, device, players)
 
     @property
     def buckets(self) -> dict[ModuleName, tuple[int, ...]]:
         """The batch sizes that each module runs in, ascending."""
         return {name: buckets for name, (_, buckets) in self._players.items()}
+
+    @property
+    def backends(self) -> dict[ModuleName, Backend]:
+        """How each module is run."""
+        return {name: player.backend for name, (player, _) in self._players.items()}
+
+    def inputs(self, module: ModuleName) -> tuple[TensorSpec, ...]:
+        """What a module takes, in call order."""
+        return self._players[module][0].spec.inputs
 
     def max_rows(self, module: ModuleName) -> int:
         """Rows of its largest batch."""
@@ -199,35 +205,69 @@ def _pad(rows: Tensor, bucket: int, device: torch.device) -> Tensor:
 # --- loading ------------------------------------------------------------------------------------------------------------------
 
 
-def _verified(folder: Path, manifest: Manifest) -> dict[ModuleName, Path]:
-    """The TorchScript file of each module; those that are not served are hashed too, since they can be fetched."""
+def _verified(folder: Path, manifest: Manifest) -> dict[ModuleName, Paths]:
+    """The files of each module, by format; those that are not served are hashed too, since they can be fetched."""
     if taken := {"generator", "discriminator"} & set(manifest.parts):
         raise BrokenVersionError(f"manifest.json calls a part {min(taken)}, which is no name for a part")
     specs = served_modules(manifest) | manifest.parts
-    files: dict[str, FileSpec] = {"samples": manifest.samples}
     for name, spec in specs.items():
         if "torchscript" not in spec.files:
             raise BrokenVersionError(f"manifest.json names no TorchScript file of the {name}")
-        files |= {name if form == "torchscript" else f"{name}.{form}": file for form, file in spec.files.items()}
     try:
-        paths = {key: verify(folder, file) for key, file in files.items()}
+        verify(folder, manifest.samples)
+        return {name: {form: verify(folder, file) for form, file in spec.files.items()} for name, spec in specs.items()}
     except DamagedFileError as error:
         raise BrokenVersionError(str(error)) from error
     except OSError as error:
         raise BrokenVersionError(f"a file cannot be read: {error.strerror}") from error
-    return {name: paths[name] for name in specs}
 
 
-def _load_player(name: ModuleName, spec: ModuleSpec, path: Path, device: torch.device) -> _Player:
-    module: torch.jit.ScriptModule = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
-    _check_arguments(name, module, spec)
-    return _Player(name, module, spec, device)
+Loaded = Generator[None, None, tuple[_Player, tuple[int, ...]]]
 
 
-def _check_arguments(name: ModuleName, module: torch.jit.ScriptModule, spec: ModuleSpec) -> None:
-    arguments = [argument.name for argument in module.forward.schema.arguments[1:]]  # type: ignore[attr-defined]
+def _as_chosen(name: ModuleName, manifest: Manifest, paths: Paths, device: torch.device, choice: Choice) -> Loaded:
+    """A module as it was chosen to be run, if there is such a file of it and it shows there what it must; else as usual."""
+    spec = served_modules(manifest)[name]
+    if choice.backend != DEFAULT and backends.format_of(choice.backend) in paths:
+        try:
+            player, proved = yield from _shown(name, choice.backend, spec, paths, device)
+        except BrokenVersionError as error:
+            _log.warning("%s version %d: by %s, %s; it is run by %s", manifest.name, manifest.version, choice.backend, error, DEFAULT)
+            player, proved = yield from _shown(name, DEFAULT, spec, paths, device)
+    else:
+        player, proved = yield from _shown(name, DEFAULT, spec, paths, device)
+    # after the proof: which sizes agree with each other must not depend on it
+    return player, tuple(size for size in proved if size <= (choice.max_rows or size)) or proved[:1]
+
+
+def _shown(name: ModuleName, backend: Backend, spec: ModuleSpec, paths: Paths, device: torch.device) -> Loaded:
+    """Load, replay, warm and prove one module; and the batch sizes that were proved.
+
+    Raises:
+        BrokenVersionError: any of that failed.
+    """
+    try:
+        runner = backends.load(backend, paths[backends.format_of(backend)], device, any_size=_runs_alone(spec))
+        _check_arguments(name, runner.arguments, spec)
+        probe = spec.probe.model_copy(update={"tolerance": max(spec.probe.tolerance, runner.tolerance)})
+        player = _Player(name, backend, runner, spec.model_copy(update={"probe": probe}), device)
+        yield
+        _replay(player)
+        return player, (yield from _proved(player))
+    except backends.ERRORS as error:
+        raise BrokenVersionError(f"the {name} does not run: {_last_line(error)}") from error
+
+
+def _runs_alone(spec: ModuleSpec) -> bool:
+    """Whether it makes pictures of pictures, or takes them in any size."""
+    images = [tensor for tensor in (*spec.inputs, spec.output) if tensor.kind == "image"]
+    takes_images = any(tensor.kind == "image" for tensor in spec.inputs)
+    return (takes_images and spec.output.kind == "image") or any(-1 in tensor.shape for tensor in images)
+
+
+def _check_arguments(name: ModuleName, arguments: Sequence[str], spec: ModuleSpec) -> None:
     declared = [tensor.name for tensor in spec.inputs]
-    if arguments != declared:
+    if list(arguments) != declared:
         raise BrokenVersionError(f"the {name} takes ({', '.join(arguments)}), and its manifest declares ({', '.join(declared)})")
 
 
@@ -244,7 +284,7 @@ def _replay(player: _Player) -> None:
         for tensor in spec.inputs
     }
     with torch.inference_mode():
-        output = player.module(**rows)
+        output = player.runner.forward(rows)
     wanted = (size, *spec.output.shape)
     if not isinstance(output, Tensor) or output.dtype != torch.float32 or not _fits(tuple(output.shape), wanted):
         given = f"{output.dtype} {tuple(output.shape[1:])}" if isinstance(output, Tensor) else type(output).__name__

@@ -1,4 +1,4 @@
-"""The mistakes that a client can mend, and their one form on the wire: `application/problem+json` (RFC 9457).
+"""The mistakes that a client can mend, and their form on the wire: `application/problem+json` (RFC 9457).
 
     Problem
     |-- BadRequest            400  the request cannot be read as HTTP, JSON or multipart
@@ -10,6 +10,7 @@
     |   `-- UnknownJob
     |-- MethodNotAllowed      405
     |-- NotAcceptable         406  no form that the client accepts
+    |-- SlowBody              408  the body did not arrive in time
     |-- Conflict              409  the state does not allow it
     |-- PayloadTooLarge       413
     |   `-- ImageTooLarge          too many pixels
@@ -19,9 +20,11 @@
     |   `-- ImageInvalid           the bytes are no picture
     |-- ClientLeft            499  it closed the connection; nobody reads this answer
     |-- NotServed             501  this process cannot do it (no trainer installed)
-    `-- Overloaded            503  full; `Retry-After` says when to come back
+    |-- Overloaded            503  full; `Retry-After` says when to come back
+    `-- DeadlineExceeded      504  the answer was not ready in time; what was not done of it will not be
 
 Every message says what was given, what is allowed and what to do. Anything that is no Problem is our own mistake: 500.
+Under /v2 the statuses and messages are the same, in the form that the Open Inference Protocol has for them: `{"error": message}`.
 """
 
 import json
@@ -37,6 +40,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 
 MEDIA_TYPE = "application/problem+json"
+PROTOCOL = "/v2"  # the routes of the Open Inference Protocol
 
 
 class FieldError(BaseModel):
@@ -108,6 +112,10 @@ class NotAcceptable(Problem):
     status, kind, title = 406, "not-acceptable", "No acceptable form"
 
 
+class SlowBody(Problem):
+    status, kind, title = 408, "slow-body", "The body came too slowly"
+
+
 class Conflict(Problem):
     status, kind, title = 409, "conflict", "Not possible in this state"
 
@@ -148,6 +156,10 @@ class Overloaded(Problem):
     status, kind, title = 503, "overloaded", "The server is full"
 
 
+class DeadlineExceeded(Problem):
+    status, kind, title = 504, "deadline-exceeded", "Not ready in time"
+
+
 def show(value: object, limit: int = 80) -> str:
     """A value as it may stand in a message: its repr, printable ASCII, at most `limit` characters."""
     text = ascii(value)
@@ -165,8 +177,16 @@ def pointer_of(location: Sequence[str | int]) -> str:
     return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in location)
 
 
+def is_protocol(path: str) -> bool:
+    """Whether a path is of the Open Inference Protocol, whose clients know one form of refusal."""
+    return path == PROTOCOL or path.startswith(f"{PROTOCOL}/")
+
+
 def problem_response(problem: Problem, instance: str) -> Response:
     """The answer for a problem. It cannot fail: ASCII only, no number that is not finite."""
+    if is_protocol(instance):
+        content = json.dumps({"error": problem.detail}, ensure_ascii=True).encode("ascii")
+        return Response(content, status_code=problem.status, media_type="application/json", headers=problem.headers)
     document = ProblemDocument(
         type=f"/problems/{problem.kind}",
         title=problem.title,
@@ -294,9 +314,14 @@ def _from_validation(request: Request, error: RequestValidationError) -> Problem
     if isinstance(error.body, bytes) and error.body:  # FastAPI parses what says that it is JSON, and passes on all else as it came
         given = show(request.headers.get("content-type") or "of no stated type")
         return UnsupportedMediaType(f"the body is {given}; application/json is allowed")
-    body = {**request.path_params, **request.query_params} if error.body is None else error.body
+    named = {**request.path_params, **request.query_params}
+    body = named if error.body is None else named | error.body if isinstance(error.body, dict) else error.body
     # FastAPI puts before each location what it is in: body, path or query
     return invalid([{**item, "loc": item["loc"][1:]} for item in error.errors()], body, _allowed_fields(request))
+
+
+# what the reception has to tell while FastAPI reads a body, which lets no other kind of exception through
+_WHILE_READING: Mapping[int, type[Problem]] = {SlowBody.status: SlowBody, Overloaded.status: Overloaded}
 
 
 def _from_http(request: Request, error: HTTPException) -> Problem:
@@ -306,6 +331,8 @@ def _from_http(request: Request, error: HTTPException) -> Problem:
     if error.status_code == 405:
         allowed = (headers or {}).get("Allow", "other methods")
         return MethodNotAllowed(f"{path} does not take {method}; it takes {allowed}", headers=headers)
+    if kind := _WHILE_READING.get(error.status_code):
+        return kind(str(error.detail), headers=headers)
     if error.status_code == 413:
         limit = request.scope.get(MAX_BODY_SIZE_SCOPE_KEY, "fewer")
         return PayloadTooLarge(f"the body is longer than the {limit} bytes that are allowed on {request.url.path}", headers=headers)

@@ -11,10 +11,10 @@ from starlette.datastructures import Headers
 from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import MEDIA_TYPE, CrossOrigin, Misdirected, PayloadTooLarge, Problem, Unauthenticated, problem_response, show
+from app.errors import CrossOrigin, Misdirected, PayloadTooLarge, Problem, Unauthenticated, problem_response, show
 from app.settings import Settings
 
-PROBES = frozenset({"/healthz", "/readyz"})
+PROBES = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -84,7 +84,7 @@ class _SizeProblems:
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] == 413:
-            self._replaced = MEDIA_TYPE.encode() not in dict(message["headers"]).get(b"content-type", b"")
+            self._replaced = b"text/plain" in dict(message["headers"]).get(b"content-type", b"")
         if not self._replaced:
             await self._send(message)
         elif message["type"] == "http.response.start":

@@ -39,9 +39,9 @@ class WorkerSettings:
 
 
 class JobService:
-    """The queue and its one worker. `on_published` is awaited after a job has ended, so that its model is served."""
+    """The queue and its one worker. `on_published` is awaited with the name of what a job published, so that it is served."""
 
-    def __init__(self, folder: Path, worker: WorkerSettings, on_published: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, folder: Path, worker: WorkerSettings, on_published: Callable[[str], Awaitable[None]]) -> None:
         self._folder, self._worker, self._on_published = folder, worker, on_published
         self._queue: list[str] = []
         self._wake = asyncio.Event()
@@ -238,7 +238,8 @@ class JobService:
         """After a worker: its model is served, or its job queued again, or called a crash loop."""
         status = runs.read_status(self._folder / id)
         if status.state in FINISHED:
-            await self._on_published()
+            if status.model is not None:
+                await self._on_published(status.model)
             return
         if self._closing:
             return

@@ -5,11 +5,14 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 
 from app import docs, errors
 from app.guard import Guard
-from app.routes import inference, models, operations, training
+from app.metrics import Metrics
+from app.reception import Reception
+from app.routes import inference, models, operations, protocol, training
 from app.service import running
 from app.settings import Settings
 
@@ -20,12 +23,20 @@ Mistakes are answered as `application/problem+json` (RFC 9457).
 """
 
 
+_INFERENCE = (inference.router, protocol.inference_router)
+# last words of their paths
+_WANTING_IMAGES = frozenset(
+    route.path.rpartition("/")[2] for router in _INFERENCE for route in router.routes if isinstance(route, APIRoute)
+)
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI application; its lifespan loads the models and starts the jobs."""
+    metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with running(settings) as service:
+        async with running(settings, metrics) as service:
             app.state.service = service
             yield
 
@@ -39,7 +50,10 @@ def create_app(settings: Settings) -> FastAPI:
     )
     errors.install(app)
     app.add_middleware(Guard, settings=settings)
-    for router in (inference.router, models.router, training.router, operations.router, docs.router):
+    app.add_middleware(
+        Reception, settings=settings, metrics=metrics, wanting_images=_WANTING_IMAGES
+    )  # around the guard: what it refuses is counted too
+    for router in (*_INFERENCE, models.router, training.router, operations.router, protocol.router, docs.router):
         app.include_router(router)
     app.mount("/_swagger", StaticFiles(packages=[("fastapi_swagger", "resources")]))
     docs.install(app)

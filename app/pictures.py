@@ -69,9 +69,14 @@ def read_exactly(upload: Upload, spec: TensorSpec) -> Pixels:
         Invalid, ImageTooLarge: another size; the message states the rule.
         ImageInvalid: no picture.
     """
-    channels, *axes = spec.shape
-    pixels = read(upload, (channels, -1, -1))
-    _, height, width = pixels.shape
+    pixels = read(upload, (spec.shape[0], -1, -1))
+    check_size(upload, spec, *pixels.shape[1:])
+    return pixels
+
+
+def check_size(upload: Upload, spec: TensorSpec, height: int, width: int) -> None:
+    """Raises Invalid or ImageTooLarge as `read_exactly` does."""
+    axes = spec.shape[1:]
     given = f"this picture is {width} wide and {height} high"
     multiple = spec.size_multiple
     if any(side != size if size != -1 else side % multiple for side, size in zip((height, width), axes, strict=True)):
@@ -79,7 +84,6 @@ def read_exactly(upload: Upload, spec: TensorSpec) -> Pixels:
         raise upload.refusal(Invalid, f"{given}; {_rule(spec)}: crop or resize it, to {wide} x {tall} say")
     if height * width > (limit := max_pixels(spec)):
         raise upload.refusal(ImageTooLarge, f"{given}; at most {limit:,} pixels are allowed, since {_reason(spec)}")
-    return pixels
 
 
 def max_pixels(spec: TensorSpec) -> int:

@@ -36,14 +36,24 @@ class Entry:
 
 @dataclass(frozen=True)
 class Inventory:
-    """Every version by name and number, ascending; the aliases by name; and what stands in the way of others."""
+    """Every version by name and number, ascending; the aliases and the canary's share by name; and what stands in the way of others."""
 
     entries: Mapping[str, Mapping[int, Entry]] = field(default_factory=dict)
     aliases: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)  # of the requests without a version; 0 where there is no canary
     obstacles: tuple[Broken, ...] = ()
 
     def holds(self, entry: Entry) -> bool:
         return self.entries.get(entry.name, {}).get(entry.number) is entry
+
+    def taking(self, names: Sequence[str], other: "Inventory") -> "Inventory":
+        """The same, but for models that are as another inventory has them."""
+        return Inventory(
+            {**self.entries, **{name: other.entries[name] for name in names}},
+            {**self.aliases, **{name: other.aliases[name] for name in names}},
+            {**self.shares, **{name: other.shares[name] for name in names}},
+            self.obstacles,
+        )
 
 
 def scan(repositories: Sequence[Path], before: Inventory) -> Inventory:
@@ -59,8 +69,11 @@ def scan(repositories: Sequence[Path], before: Inventory) -> Inventory:
         found = [_entry(name, number, folder, known.get(number)) for number, folder in sorted(folders.items())]
         if present := {entry.number: entry for entry in found if entry is not None}:
             entries[name] = present
-    aliases = {name: _aliases(repositories, name, before, obstacles) for name in entries}
-    inventory = Inventory(entries, aliases, tuple(obstacles))
+    aliases: dict[str, Mapping[str, int]] = {}
+    shares: dict[str, float] = {}
+    for name in entries:
+        aliases[name], shares[name] = _aliases(repositories, name, before, obstacles)
+    inventory = Inventory(entries, aliases, shares, tuple(obstacles))
     return before if inventory == before else inventory
 
 
@@ -117,11 +130,14 @@ def _stamp(folder: Path) -> Stamp:
     return tuple(sorted((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
 
 
-def _aliases(repositories: Sequence[Path], name: str, before: Inventory, obstacles: list[Broken]) -> Mapping[str, int]:
+def _aliases(repositories: Sequence[Path], name: str, before: Inventory, obstacles: list[Broken]) -> tuple[Mapping[str, int], float]:
+    """The aliases of a name, and the share of its canary."""
     try:
-        return versions.read_aliases(repositories, name)
+        pointers = versions.read_pointers(repositories, name)
     except FileNotFoundError:
-        return {}  # removed at this moment
+        return {}, 0.0  # removed at this moment
     except (OSError, ValueError):
         obstacles.append(Broken(name, None, "aliases.json is no object of alias names to version numbers; the aliases stay as they were"))
-        return before.aliases.get(name, {})
+        return before.aliases.get(name, {}), before.shares.get(name, 0.0)
+    share = pointers[versions.CANARY].share if versions.CANARY in pointers else 0.0
+    return {alias: pointer.version for alias, pointer in pointers.items()}, share

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from app.choices import Backend
 from training.contract import DatasetCard, Finding, JobState, Manifest, Seed, TensorSpec, TrainConfig
 
 MAX_JSON_BYTES = 2**20
@@ -162,6 +163,19 @@ class Pictures(BaseModel):
     latents: dict[str, JsonValue] | None = Field(default=None, description="By input name, (num_images, *shape), when asked for.")
 
 
+class AliasRequest(Body):
+    """What an alias is to name."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"version": 1}})
+
+    version: Annotated[int, Field(ge=1)] | Annotated[str, Field(min_length=1, max_length=63)] = Field(
+        description="A version's number, or an alias: `previous` is a way back."
+    )
+    share: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0, description="For the alias `canary`: the share of the requests that name no version, which it answers."
+    )
+
+
 class Score(BaseModel):
     """What the discriminator says of one file, and what that means."""
 
@@ -196,6 +210,9 @@ class ModelCard(BaseModel):
     version: int
     versions: list[int]
     aliases: dict[str, int]
+    canary_share: float | None = Field(description="Of the requests that name no version, which the alias `canary` answers.")
+    loaded: bool = Field(description="Whether it answers at once; it is loaded when it is asked for, else.")
+    num_bytes: int = Field(description="Of its modules' weights: what it takes of --model-memory-megabytes.")
     architecture: str
     source: str
     inputs: list[TensorSpec] = Field(description="Of the generator, in call order.")
@@ -204,7 +221,10 @@ class ModelCard(BaseModel):
     conditions: list[TensorSpec] = Field(description="What the discriminator judges beside the picture: `labels` or `sources`.")
     transforms: bool = Field(description="Whether it makes a picture of a picture, by /transform.")
     parts: list[PartCard]
-    batch_sizes: dict[str, list[int]] = Field(description="Padded batch sizes that were proved to give every row the same bits.")
+    batch_sizes: dict[str, list[int]] = Field(
+        description="Padded batch sizes that were proved to give every row the same bits; empty while it is not loaded."
+    )
+    backends: dict[str, Backend] = Field(description="How each module is run here; empty while it is not loaded.")
     dataset: str
     created_at: str
 
@@ -222,6 +242,15 @@ class Models(BaseModel):
 
     models: list[ModelCard]
     broken: list[BrokenVersion]
+
+
+class ModelAliases(BaseModel):
+    """What a model's aliases name."""
+
+    name: str
+    version: int = Field(description="The version that answers where none is named.")
+    aliases: dict[str, int]
+    canary_share: float | None
 
 
 class VersionFigures(BaseModel):
@@ -345,8 +374,9 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """The models are loaded."""
+    """Whether the models are loaded."""
 
-    status: Literal["ready"] = "ready"
+    status: Literal["ready", "loading"]
     device: str
-    models: list[str]
+    models: list[str] = Field(description="Those that answer; what is kept out by --model-memory-megabytes is loaded when it is asked for.")
+    loading: list[str] = Field(description="Those that are yet to be loaded, in any order; a request for one waits, and goes first.")

@@ -35,12 +35,9 @@ async def discriminate(service: Service, body: DiscriminateBody) -> Scores:
     engine = await service.store.engine(body.model, body.version)
     spec = discriminator_of(engine)
     _check_conditions(engine, spec, body)
-    image, *conditions = spec.inputs
-    files = await _read_all(service, body.uploads, image)
-    columns: dict[str, _Column] = {image.name: files}
-    for condition in conditions:
-        columns[condition.name] = await _condition(service, condition, body, files)
-    scores = await _scores(service, engine, columns)
+    with service.batcher.holding(engine, len(body.uploads)):
+        columns = await _columns(service, spec, body)
+        scores = await _scores(service, engine, columns)
     manifest = engine.manifest
     return Scores(
         model=manifest.name,
@@ -81,6 +78,15 @@ def _check_conditions(engine: Engine, spec: ModuleSpec, body: DiscriminateBody) 
         )
 
 
+async def _columns(service: Service, spec: ModuleSpec, body: DiscriminateBody) -> dict[str, _Column]:
+    image, *conditions = spec.inputs
+    files = await _read_all(service, body.uploads, image)
+    columns: dict[str, _Column] = {image.name: files}
+    for condition in conditions:
+        columns[condition.name] = await _condition(service, condition, body, files)
+    return columns
+
+
 async def _read_all(service: Service, uploads: Sequence[Upload], spec: TensorSpec) -> list[Pixels]:
     """One by one, so that the files of several requests take turns, and what a client has left behind is not read."""
     if -1 in spec.shape:
@@ -107,7 +113,7 @@ async def _scores(service: Service, engine: Engine, columns: Mapping[str, _Colum
     found: list[float] = []
     for start in range(0, count, step):
         rows = {name: values[start : start + step] for name, values in columns.items()}
-        tensors = await service.in_pool(partial(_tensors, rows))
+        tensors = await service.in_pool(partial(_tensors, rows), "prepare", step)
         found += (await service.batcher.submit(engine, "discriminator", tensors)).tolist()
     return found
 
@@ -134,7 +140,7 @@ async def judge(service: Service, engine: Engine, images: Tensor, inputs: Mappin
     image, *conditions = spec.inputs
     if conditions and ([condition.kind for condition in conditions] != ["label"] or len(labels) != 1):
         raise Invalid(f"best_of: the discriminator of {engine.manifest.name} cannot rank its images, since it judges pairs")
-    tensors = {image.name: await service.in_pool(lambda: pixels.from_uint8(images.numpy()))}
+    tensors = {image.name: await service.in_pool(lambda: pixels.from_uint8(images.numpy()), "prepare", len(images))}
     tensors |= {condition.name: inputs[labels[0]] for condition in conditions}
     return await service.batcher.submit(engine, "discriminator", tensors)
 

@@ -1,15 +1,15 @@
 """The real server: binds its port, says where the pages are, and serves until it is told to stop."""
 
+import asyncio
 import json
-import logging
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TextIO
 
 import uvicorn
 
-from app import examples
+from app import examples, logs
 from app.main import create_app
 from app.service import check
 from app.settings import Settings, SettingsError
@@ -22,19 +22,20 @@ def run(settings: Settings, out: TextIO) -> int:
     """Serve until SIGTERM or Ctrl-C.
 
     Args:
-        out: where the address is printed once the models are loaded.
+        out: where the address is printed once the first model answers.
 
     Raises:
         UserError: the address cannot be listened on, or the service cannot start.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(settings.log_format)
     check(settings)
     listening = listen(settings)
     host, port = listening.getsockname()[:2]
     app = create_app(settings)
     config = uvicorn.Config(app, timeout_graceful_shutdown=GRACE_SECONDS, log_config=None, access_log=False, server_header=False)
 
-    def greet() -> None:
+    async def greet() -> None:
+        await app.state.service.store.has_first.wait()
         out.write(_greeting(host, port, examples.sampling(app.state.service.store), needs_key=settings.api_key is not None))
         out.flush()
 
@@ -82,13 +83,14 @@ def _greeting(host: str, port: int, example: examples.Example | None, *, needs_k
 
 
 class _Server(uvicorn.Server):
-    """Greets once it is ready for requests."""
+    """Greets beside its work, once it listens."""
 
-    def __init__(self, config: uvicorn.Config, greet: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, greet: Callable[[], Coroutine[None, None, None]]) -> None:
         super().__init__(config)
         self._greet = greet
+        self._greeting: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if not self.should_exit:
-            self._greet()
+            self._greeting = asyncio.create_task(self._greet())

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -11,14 +10,21 @@ from typing import Annotated, TypeVar
 import torch
 from fastapi import Depends, Request
 
+from app import backends, choices, visits
 from app.batcher import Batcher
 from app.jobs import JobService, WorkerSettings
-from app.settings import Settings, SettingsError
+from app.metrics import Metrics
+from app.pools import Pool
+from app.rooms import Room
+from app.settings import Settings, SettingsError, with_choices
 from app.store import Store
+from app.visits import Phase
+from training.files import versions
 from training.files.locks import LOCK, LockedError, hold, is_held
 from training.files.machine import num_cores
 
 REFRESH_SECONDS = 1.0  # a version published by another process is noticed within two
+MAX_ADMINISTRATIVE = 64  # requests for lists, files, jobs and aliases that are worked on
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
@@ -32,17 +38,21 @@ class Service:
     store: Store
     batcher: Batcher
     jobs: JobService
-    pool: ThreadPoolExecutor
-    decoders: ThreadPoolExecutor
+    pool: Pool
+    decoders: Pool
+    administration: Room
+    metrics: Metrics
     watcher: "asyncio.Task[None]"
 
-    async def in_pool(self, work: Callable[[], Result]) -> Result:
+    async def in_pool(self, work: Callable[[], Result], phase: Phase, num_images: int = 1) -> Result:
         """Run what would hold up the event loop: encoding, reading files."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+        with visits.current().spending(phase):
+            return await self.pool.run(work, num_images)
 
     async def in_decoders(self, work: Callable[[], Result]) -> Result:
         """Decode a picture of a stranger's: large ones take long, and take no thread from the answers of others."""
-        return await asyncio.get_running_loop().run_in_executor(self.decoders, work)
+        with visits.current().spending("decode"):
+            return await self.decoders.run(work)
 
     def check_alive(self) -> None:
         """Raise what ended the work behind the routes, if anything has."""
@@ -67,17 +77,35 @@ def pick_device(text: str) -> torch.device:
     return device
 
 
+def _check_backends(settings: Settings) -> torch.device:
+    """The device, on which everything can be run as it is to be: another way would give other last bits in silence.
+
+    Raises:
+        SettingsError: it cannot, or the device is not here.
+    """
+    device = pick_device(settings.device)
+    for backend in settings.choices.backends if settings.backend is None else {settings.backend}:
+        if reason := backends.refusal(backend, device):
+            whence = "--backend" if settings.backend else f"what `ganserve tune` chose, {settings.state / choices.FILE}"
+            raise SettingsError(f"{whence}: {reason}; or choose another")
+    return device
+
+
 def check(settings: Settings) -> None:
     """What would keep the service from starting, before anything is started.
 
     Raises:
-        SettingsError: the device is not here.
+        SettingsError: the device is not here, or the models cannot be run as they are to be.
         LockedError: another server works on the same state folder.
     """
-    pick_device(settings.device)
+    _check_backends(with_choices(settings))
     for repository in settings.models:
         if repository.exists() and not repository.is_dir():
             raise SettingsError(f"--models {repository} is no folder")
+    known = versions.names(settings.models)
+    for name in settings.pins:
+        if name not in known:
+            raise SettingsError(f"--pin {name} is no model; there are: {', '.join(known) or 'none yet'}")
     if settings.run_jobs:
         try:
             settings.jobs.mkdir(parents=True, exist_ok=True)
@@ -89,42 +117,48 @@ def check(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Service]:
-    """A service with its models loaded, from its start to its end.
+async def running(settings: Settings, metrics: Metrics) -> AsyncIterator[Service]:
+    """A service from its start to its end; its models can be asked for at once, and are loaded meanwhile.
 
     Raises:
         SettingsError: the device is not here.
         LockedError: another server works on the same state folder.
     """
-    device = pick_device(settings.device)
+    settings = with_choices(settings)
+    device = _check_backends(settings)
     async with AsyncExitStack() as stack:
         if settings.run_jobs:
             settings.jobs.mkdir(parents=True, exist_ok=True)
             stack.enter_context(hold(settings.jobs))
-        pool = stack.enter_context(ThreadPoolExecutor(max(2, num_cores()), thread_name_prefix="encode"))
-        decoders = stack.enter_context(ThreadPoolExecutor(max(1, num_cores() // 2), thread_name_prefix="decode"))
-        batcher = Batcher(num_threads=settings.engine_threads)
+        pool = stack.enter_context(Pool("encode", max(2, num_cores())))
+        decoders = stack.enter_context(Pool("decode", max(1, num_cores() // 2)))
+        administration = Room("administration", "administrative requests wait", MAX_ADMINISTRATIVE)
+        metrics.watch("ganserve_administrative_requests", "Administrative requests that wait", lambda: administration.amount)
+        batcher = Batcher(settings.queue_images, settings.engine_threads, encoders=pool, metrics=metrics)
+        store = Store(
+            settings.models, device, batcher, memory_bytes=settings.model_memory_bytes, pins=settings.pins, choose=settings.choice
+        )
+        stack.push_async_callback(store.aclose)
         stack.push_async_callback(batcher.aclose)
-        store = Store(settings.models, device, batcher)
         jobs = JobService(
             settings.jobs, WorkerSettings(settings.datasets, settings.weights, settings.models, settings.device), store.refresh
         )
-        await store.refresh()
+        await store.look()
         if settings.run_jobs:
             await jobs.start()
             stack.push_async_callback(jobs.close)
         watcher = asyncio.create_task(_watch(store))
         stack.push_async_callback(_end, watcher)
-        yield Service(settings, device, store, batcher, jobs, pool, decoders, watcher)
+        yield Service(settings, device, store, batcher, jobs, pool, decoders, administration, metrics, watcher)
 
 
 async def _watch(store: Store) -> None:
     while True:
-        await asyncio.sleep(REFRESH_SECONDS)
         try:
             await store.refresh()
         except OSError as error:
             _log.warning("the model repositories cannot be read, and are looked at again: %s", error)
+        await asyncio.sleep(REFRESH_SECONDS)
 
 
 async def _end(task: asyncio.Task[None]) -> None:
@@ -133,9 +167,18 @@ async def _end(task: asyncio.Task[None]) -> None:
         await task
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:  # async, or it would be called on a thread
     service: Service = request.app.state.service
     return service
 
 
 ServiceOf = Annotated[Service, Depends(_service)]
+
+
+async def _administrative(service: ServiceOf) -> AsyncIterator[None]:
+    with service.administration.holding(1):
+        yield
+
+
+# what many at once of a route's requests would hold up; a file that is sent slowly takes no room while it is sent
+ADMINISTRATIVE = Depends(_administrative, scope="function")

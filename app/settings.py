@@ -3,13 +3,20 @@
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar, get_args
 
+from app import choices
+from app.choices import Backend, Choice, Choices
+from app.logs import LogFormat
 from training.contract import UserError
 from training.files.machine import num_cores
 
+Word = TypeVar("Word", bound=str)
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+LOG_FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
 API_KEY, API_KEY_FILE = "GANSERVE_API_KEY", "GANSERVE_API_KEY_FILE"
 MIN_KEY_CHARACTERS = 16
 
@@ -25,10 +32,20 @@ class Settings:
     models: repositories; the first is written to, the others are only read.
     state: what must outlive the process: jobs and data sets.
     device: auto, cpu, cuda, cuda:1, mps.
-    threads: intra-op threads of the engine; half the cores when None, since the event loop, the encoders and a trainer need theirs, and
-        threads that wait for a taken core cost more than they bring. Another number may mean other last bits.
+    threads: intra-op threads of the engine; what was chosen for this machine when None, else half the cores, since the event loop, the
+        encoders and a trainer need theirs, and threads that wait for a taken core cost more than they bring. Another number may mean
+        other last bits.
+    backend: how every module is run that can be run so; when None, as was chosen for it on this machine, else as it was published.
+    choices: those of this machine.
     allowed_hosts: names besides loopback's that a request's Host header may carry.
     api_key: when set, every route but the probes wants it as a bearer key.
+    queue_images: how many may wait for the engine.
+    queue_megabytes: how much the bodies of all requests together may hold.
+    deadline_seconds: how long a request may take, once its body is here; for ever when None.
+    log_format: a line to read, or a JSON object a line.
+    access_log: whether each request is told of.
+    model_memory_megabytes: how much the weights of loaded models may take; no limit when None.
+    pins: models that are loaded first and never let go.
     run_jobs: whether this process starts workers; a command that only asks does not.
     """
 
@@ -36,15 +53,32 @@ class Settings:
     state: Path = Path("state")
     device: str = "auto"
     threads: int | None = None
+    backend: Backend | None = None
+    choices: Choices = field(default_factory=Choices)
     host: str = "127.0.0.1"
     port: int = 8000
     allowed_hosts: tuple[str, ...] = ()
     api_key: str | None = None
+    queue_images: int = 4096
+    queue_megabytes: int = 512
+    deadline_seconds: float | None = 60
+    log_format: LogFormat = "plain"
+    access_log: bool = False
+    model_memory_megabytes: int | None = None
+    pins: tuple[str, ...] = ()
     run_jobs: bool = True
 
     @property
     def engine_threads(self) -> int:
-        return self.threads or max(1, num_cores() // 2)
+        return self.threads or self.choices.threads or max(1, num_cores() // 2)
+
+    def choice(self, model: str, module: str) -> Choice:
+        """How a module of a model is to be run."""
+        return self.choices.of(model, module) if self.backend is None else Choice(backend=self.backend)
+
+    @property
+    def model_memory_bytes(self) -> int | None:
+        return None if self.model_memory_megabytes is None else self.model_memory_megabytes * 10**6
 
     @property
     def datasets(self) -> Path:
@@ -61,8 +95,9 @@ class Settings:
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
-    """Settings from GANSERVE_MODELS (separated as in PATH), GANSERVE_STATE, _DEVICE, _THREADS, _HOST, _PORT, _ALLOWED_HOSTS (separated
-    by commas), _API_KEY or _API_KEY_FILE.
+    """Settings from GANSERVE_MODELS (separated as in PATH), GANSERVE_STATE, _DEVICE, _THREADS, _BACKEND, _HOST, _PORT, _ALLOWED_HOSTS
+    (separated by commas), _API_KEY or _API_KEY_FILE, _QUEUE_IMAGES, _QUEUE_MEGABYTES, _DEADLINE_SECONDS, _LOG_FORMAT, _ACCESS_LOG (0, 1),
+    _MODEL_MEMORY_MEGABYTES, _PIN (names, separated by commas).
 
     Raises:
         SettingsError: a value that cannot be used.
@@ -76,11 +111,35 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
         state=Path(given.get("GANSERVE_STATE") or default.state),
         device=given.get("GANSERVE_DEVICE") or default.device,
         threads=_number(given, "GANSERVE_THREADS", 1, 1024),
+        backend=_one_of(given, "GANSERVE_BACKEND", BACKENDS),
         host=given.get("GANSERVE_HOST") or default.host,
         port=default.port if port is None else port,
-        allowed_hosts=tuple(host.strip().lower() for host in given.get("GANSERVE_ALLOWED_HOSTS", "").split(",") if host.strip()),
+        allowed_hosts=tuple(host.lower() for host in _words(given, "GANSERVE_ALLOWED_HOSTS")),
         api_key=_api_key(given),
+        queue_images=_number(given, "GANSERVE_QUEUE_IMAGES", 1, 10**6) or default.queue_images,
+        queue_megabytes=_number(given, "GANSERVE_QUEUE_MEGABYTES", 1, 10**6) or default.queue_megabytes,
+        deadline_seconds=_number(given, "GANSERVE_DEADLINE_SECONDS", 1, 86400) or default.deadline_seconds,
+        log_format=_one_of(given, "GANSERVE_LOG_FORMAT", LOG_FORMATS) or default.log_format,
+        access_log=bool(_number(given, "GANSERVE_ACCESS_LOG", 0, 1)),
+        model_memory_megabytes=_number(given, "GANSERVE_MODEL_MEMORY_MEGABYTES", 1, 10**6),
+        pins=_words(given, "GANSERVE_PIN"),
     )
+
+
+def with_choices(settings: Settings) -> Settings:
+    """With what was chosen for this machine, which lies in its state folder.
+
+    Raises:
+        SettingsError: the file cannot be read.
+    """
+    try:
+        return replace(settings, choices=choices.read(settings.state))
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
+        raise SettingsError(
+            f"{settings.state / choices.FILE} cannot be read: {reason}; make it anew with `ganserve tune`, or remove it with"
+            " `ganserve tune --reset`"
+        ) from error
 
 
 def check_exposure(settings: Settings) -> None:
@@ -104,6 +163,10 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _words(given: Mapping[str, str], name: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in given.get(name, "").split(",") if word.strip())
+
+
 def _number(given: Mapping[str, str], name: str, low: int, high: int) -> int | None:
     text = given.get(name)
     if not text:
@@ -111,6 +174,16 @@ def _number(given: Mapping[str, str], name: str, low: int, high: int) -> int | N
     if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
         raise SettingsError(f"{name} is {text!r}; a whole number from {low} to {high} is allowed")
     return int(text)
+
+
+def _one_of(given: Mapping[str, str], name: str, words: Sequence[Word]) -> Word | None:
+    text = given.get(name)
+    for word in words:
+        if text == word:
+            return word
+    if text:
+        raise SettingsError(f"{name} is {text!r}; {' or '.join(words)} is allowed")
+    return None
 
 
 def _api_key(given: Mapping[str, str]) -> str | None:

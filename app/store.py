@@ -1,28 +1,32 @@
 """The models that are served: which version answers, loaded, verified and swapped.
 
-Which version answers: the one that a request names, by number or alias; else the alias `production`; else the newest. Where that one is
-broken, the one before it answers a request that names none.
+Which version answers: the one that a request names, by number or alias; else the canary, in its share of the requests; else the alias
+`production`; else the newest. Where one of the last three is broken, the one before it answers.
+
+What is new can be asked for at once, and a request that comes before it is loaded waits for it. What has changed is loaded beside what
+serves until then, and takes its place by one assignment, model by model.
 """
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import torch
 
 from app.batcher import Batcher
-from app.engine import Engine, ModuleName
-from app.errors import NotFound, UnknownModel, UnknownVersion, did_you_mean, show
-from app.proving import BrokenVersionError
+from app.choices import Backend, Choice, as_published
+from app.engine import Engine, ModuleName, served_modules
+from app.engines import Engines, num_bytes
+from app.errors import Conflict, FieldError, Invalid, NotFound, UnknownModel, UnknownVersion, did_you_mean, show
 from app.repository import Broken, Entry, Inventory, scan
 from training.contract import FileSpec, Manifest
+from training.files import versions
 from training.files.directories import DamagedFileError, verify
-
-PRODUCTION = "production"
-MAX_EXTRA_ENGINES = 4  # versions that were asked for by number alone
+from training.files.versions import CANARY, PRODUCTION
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +38,12 @@ class Served:
     manifest: Manifest
     versions: tuple[int, ...]  # ascending, without the broken ones
     aliases: Mapping[str, int]
-    buckets: Mapping[ModuleName, tuple[int, ...]]  # batch sizes that each module runs in
+    canary_share: float | None  # of the requests that name no version
+    modules: tuple[ModuleName, ...]  # those that can be asked for
+    buckets: Mapping[ModuleName, tuple[int, ...]]  # batch sizes that each module runs in; none while it is not loaded
+    backends: Mapping[ModuleName, Backend]  # how each module is run; none while it is not loaded
+    is_loaded: bool
+    num_bytes: int  # what it counts for in memory
 
 
 @dataclass(frozen=True)
@@ -45,30 +54,6 @@ class Listing:
     broken: tuple[Broken, ...]
 
 
-@dataclass(frozen=True)
-class _State:
-    """What requests see; replaced whole."""
-
-    inventory: Inventory = field(default_factory=Inventory)
-    engines: Mapping[Entry, Engine] = field(default_factory=dict)  # what can be asked for without a number
-    defaults: Mapping[str, Entry] = field(default_factory=dict)
-    failed: Mapping[Entry, str] = field(default_factory=dict)  # reasons; a changed version is another entry, and tried again
-
-    def reason(self, entry: Entry) -> str:
-        """Why a version is broken; empty as long as it is not known to be."""
-        return entry.reason or self.failed.get(entry, "")
-
-    @property
-    def broken(self) -> tuple[Broken, ...]:
-        """Everything that is left out, by name and version."""
-        entries = (entry for found in self.inventory.entries.values() for entry in found.values())
-        broken = [Broken(entry.name, entry.number, reason) for entry in entries if (reason := self.reason(entry))]
-        return tuple(sorted([*broken, *self.inventory.obstacles], key=lambda item: (item.name, item.version or 0)))
-
-    def good(self, name: str) -> dict[int, Entry]:
-        return {number: entry for number, entry in self.inventory.entries.get(name, {}).items() if not self.reason(entry)}
-
-
 def _files(manifest: Manifest) -> dict[str, FileSpec]:
     """Every file that the manifest names, by its name."""
     modules = [manifest.generator, *([manifest.discriminator] if manifest.discriminator else []), *manifest.parts.values()]
@@ -76,26 +61,64 @@ def _files(manifest: Manifest) -> dict[str, FileSpec]:
 
 
 class Store:
-    """The model repositories of one server; the first is written to by others, the rest are only read. Used on one event loop."""
+    """The model repositories of one server; the first is written to, the rest are only read. Used on one event loop."""
 
-    def __init__(self, repositories: Sequence[Path], device: torch.device, batcher: Batcher) -> None:
+    def __init__(
+        self,
+        repositories: Sequence[Path],
+        device: torch.device,
+        batcher: Batcher,
+        *,
+        memory_bytes: int | None = None,
+        pins: Sequence[str] = (),
+        choose: Callable[[str, ModuleName], Choice] = lambda _model, module: as_published(module),
+    ) -> None:
+        """
+        Args:
+            memory_bytes: what loaded versions may take, by `num_bytes`; no limit when None.
+            pins: models that are loaded first, and whose versions with a name are never let go.
+            choose: how a model's module is to be run.
+        """
+        self.has_first = asyncio.Event()  # a model answers at once, or there is none to wait for
         self._repositories = tuple(repositories)
-        self._device = device
-        self._batcher = batcher
-        self._state = _State()
-        self._extra: OrderedDict[Entry, Engine] = OrderedDict()  # least recently used first
-        self._loading = asyncio.Lock()
+        self._pins = frozenset(pins)
+        self._engines = Engines(batcher, device, memory_bytes, choose)
+        self._inventory = Inventory()  # what requests see; replaced whole
+        self._found = self._inventory  # what lies on disk; ahead of that while a version loads
+        self._defaults: Mapping[str, Entry] = {}
+        self._credits: dict[str, Fraction] = {}  # of canaries: at 1 it is their turn
+        self._told: frozenset[Broken] = frozenset()
+        self._looking = asyncio.Lock()
+        self._writing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by model: who writes loads it too
+        self._is_ready = False
 
-    async def refresh(self) -> None:
-        """Notice what was published, pointed at, changed or removed; cheap when nothing was. Requests see the new state at once and whole.
+    async def refresh(self, name: str | None = None) -> None:
+        """Notice what was published, pointed at, changed or removed, and load it; cheap when nothing was.
+
+        Args:
+            name: of this model alone; another's version is not waited for.
 
         Raises:
             OSError: a repository cannot be read; what was served still is.
         """
-        async with self._loading:
-            inventory = await asyncio.to_thread(scan, self._repositories, self._state.inventory)
-            if inventory is not self._state.inventory:
-                self._swap(await self._load_all(inventory))
+        while pending := [entry for entry in await self.look() if name in (None, entry.name)]:
+            if await self._engines.load(pending[0], urgent=name is not None) is None:
+                self._settle()
+            if any(map(self._serves, self._defaults)):
+                self.has_first.set()
+        if name is None:
+            self._is_ready = True
+            self.has_first.set()
+
+    async def aclose(self) -> None:
+        """Wait for what is being loaded, which ends with the batcher."""
+        await self._engines.aclose()
+
+    async def look(self) -> list[Entry]:
+        """The first half of `refresh`: notice, and give what is to be loaded, in order; raises as `refresh` does."""
+        async with self._looking:
+            self._found = await asyncio.to_thread(scan, self._repositories, self._found)
+            return self._adopt(self._found)
 
     async def engine(self, name: str, version: int | str | None = None) -> Engine:
         """The version that answers, loaded now if it was not yet.
@@ -104,16 +127,75 @@ class Store:
             UnknownModel: it names the known ones.
             UnknownVersion: it names the versions and aliases, or says why this version is broken.
         """
-        if (engine := self._loaded(self._resolve(name, version))) is not None:
+        if version is None and (canary := self._canary_in_turn(name)) is not None and (engine := await self._engine(canary)) is not None:
             return engine
-        async with self._loading:
-            entry = self._resolve(name, version)  # again: much may have happened since
-            return self._loaded(entry) or await self._load_extra(entry)
+        while True:  # one that turns out broken leaves its place to the one before
+            if (engine := await self._engine(self._resolve(name, version))) is not None:
+                return engine
+
+    async def point(self, name: str, alias: str, version: int | str, share: float = 0.0) -> None:
+        """Load a version, then let an alias name it. Where `production` moves, `previous` names what answered before.
+
+        Args:
+            share: of the requests that name no version; for `canary` alone.
+
+        Raises:
+            Invalid: not a name for an alias, or a share that it cannot have.
+            Conflict: the first repository cannot be written to.
+            UnknownModel, UnknownVersion: as `engine`.
+        """
+        if not versions.is_alias(alias):
+            raise _wrong("alias", f"{show(alias)} cannot be one: small letters, digits, '.', '_' and '-' are allowed, and not digits alone")
+        if share and alias != CANARY:
+            raise _wrong("share", f"only {CANARY!r} can have a share of the requests; leave it out for {alias!r}")
+        await self.refresh(name)  # it may have been published a moment ago
+        entry = self._resolve(name, version)
+        if await self._engine(entry) is None:
+            raise self._refusal(entry)
+        async with self._writing[name]:
+            answering = self._defaults[name].number if name in self._defaults else None
+            await self._write(
+                name, lambda: versions.write_alias(self._repositories, name, alias, entry.number, share=share, answering=answering)
+            )
+
+    async def unpoint(self, name: str, alias: str) -> None:
+        """Take an alias away. Where it is `production`, the newest version is loaded first, and `previous` names what answered before.
+
+        Raises:
+            UnknownModel, UnknownVersion: there is no such model or alias.
+            Conflict: it stands in another repository than the first, or that cannot be written to.
+        """
+        await self.refresh(name)
+        if alias not in self._model_aliases(name):
+            raise UnknownVersion(f"model {name!r} has no alias {show(alias)}; {self._choices(name)}")
+        async with self._writing[name]:
+            await self._write(name, lambda: versions.remove_alias(self._repositories, name, alias))
+
+    async def _write(self, name: str, write: Callable[[], None]) -> None:
+        """Change aliases on disk, then what requests see."""
+        try:
+            await asyncio.to_thread(write)
+        except LookupError as error:
+            raise UnknownVersion(str(error.args[0])) from error
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "the aliases.json that is there cannot be read"
+            raise Conflict(f"the aliases of {name} stay as they are: {reason}; they are written to the first of --models") from error
+        await self.refresh(name)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The models that answer, sorted."""
-        return tuple(self._state.defaults)
+        return tuple(self._defaults)
+
+    @property
+    def loading(self) -> tuple[str, ...]:
+        """Those of them that will be loaded without being asked for, and are not yet."""
+        return tuple(name for name, entry in self._defaults.items() if self._is_to_load(entry))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether everything was loaded that is to be; it stays so while newer versions load, since the older ones serve until then."""
+        return self._is_ready
 
     def default_version(self, name: str) -> int:
         """The version that answers where none is named; raises as `engine` does."""
@@ -128,7 +210,7 @@ class Store:
     def manifests(self, name: str) -> tuple[Manifest, ...]:
         """Every version that is not known to be broken, ascending; raises as `engine` does."""
         self._resolve(name, None)
-        return tuple(entry.manifest for entry in self._state.good(name).values() if entry.manifest is not None)
+        return tuple(entry.manifest for entry in self._good(name).values() if entry.manifest is not None)
 
     async def file(self, name: str, version: int | str | None, file: str) -> tuple[Path, FileSpec]:
         """A file that a version's manifest names, verified; raises as `engine` does.
@@ -147,114 +229,148 @@ class Store:
 
     def served(self, name: str) -> Served:
         """One model of the listing; raises as `engine` does."""
-        return self._served(self._state, name, self._resolve(name, None))
+        entry = self._resolve(name, None)
+        assert entry.manifest is not None
+        engine = self._engines.look_at(entry)
+        return Served(
+            manifest=entry.manifest,
+            versions=tuple(self._good(name)),
+            aliases=self._inventory.aliases[name],
+            canary_share=self._inventory.shares[name] or None,
+            modules=tuple(served_modules(entry.manifest)),
+            buckets={} if engine is None else engine.buckets,
+            backends={} if engine is None else engine.backends,
+            is_loaded=engine is not None,
+            num_bytes=num_bytes(entry.manifest),
+        )
 
     def listing(self) -> Listing:
         """What is served and what is broken."""
-        state = self._state
-        models = (self._served(state, name, entry) for name, entry in state.defaults.items())
-        return Listing(tuple(models), state.broken)
-
-    @staticmethod
-    def _served(state: _State, name: str, entry: Entry) -> Served:
-        assert entry.manifest is not None
-        return Served(entry.manifest, tuple(state.good(name)), state.inventory.aliases[name], state.engines[entry].buckets)
+        return Listing(tuple(self.served(name) for name in self._defaults), self._broken())
 
     # --- which version answers ------------------------------------------------------------------------------------------------
 
     def _resolve(self, name: str, version: int | str | None) -> Entry:
-        state = self._state
-        if name not in state.inventory.entries:
-            known = list(self.names)
-            raise UnknownModel(f"there is no model {show(name)}; there are: {', '.join(known) or 'none yet'}{did_you_mean(name, known)}")
+        aliases = self._model_aliases(name)
         if version is None:
-            if name in state.defaults:
-                return state.defaults[name]
-            raise UnknownVersion(f"model {name!r} has no version that can be served; {self._broken(name)}")
-        number = int(version) if str(version).isascii() and str(version).isdecimal() else state.inventory.aliases[name].get(str(version))
-        entry = None if number is None else state.inventory.entries[name].get(number)
+            if name in self._defaults:
+                return self._defaults[name]
+            raise UnknownVersion(f"model {name!r} has no version that can be served; {self._reasons(name)}")
+        number = int(version) if str(version).isascii() and str(version).isdecimal() else aliases.get(str(version))
+        entry = None if number is None else self._inventory.entries[name].get(number)
         if entry is None:
             raise UnknownVersion(f"model {name!r} has no version {show(version)}; {self._choices(name)}")
-        if state.reason(entry):
+        if self._reason(entry):
             raise self._refusal(entry)
         return entry
 
+    def _model_aliases(self, name: str) -> Mapping[str, int]:
+        if name not in self._inventory.entries:
+            known = list(self.names)
+            raise UnknownModel(f"there is no model {show(name)}; there are: {', '.join(known) or 'none yet'}{did_you_mean(name, known)}")
+        return self._inventory.aliases[name]
+
+    def _canary_in_turn(self, name: str) -> Entry | None:
+        """The canary, if this request without a version is one of its share: of 0.05, each twentieth."""
+        share = self._inventory.shares.get(name)
+        if not share:
+            return None
+        credit = self._credits.get(name, Fraction()) + Fraction(str(share))  # as it is written, so that nothing is rounded
+        self._credits[name] = credit % 1
+        canary = self._inventory.entries[name].get(self._inventory.aliases[name][CANARY])
+        return canary if credit >= 1 and canary is not None and not self._reason(canary) else None
+
+    async def _engine(self, entry: Entry) -> Engine | None:
+        """The entry's engine, loaded now if it was not yet; None where it turned out broken, which is told then."""
+        engine = self._engines.use(entry) or await self._engines.load(entry, urgent=True)
+        if engine is None:
+            self._settle()
+        return engine
+
+    def _reason(self, entry: Entry) -> str:
+        """Why a version is broken; empty as long as it is not known to be."""
+        return entry.reason or self._engines.failed.get(entry, "")
+
+    def _good(self, name: str) -> dict[int, Entry]:
+        return {number: entry for number, entry in self._inventory.entries.get(name, {}).items() if not self._reason(entry)}
+
+    def _broken(self) -> tuple[Broken, ...]:
+        """Everything that is left out, by name and version."""
+        entries = (entry for found in self._inventory.entries.values() for entry in found.values())
+        broken = [Broken(entry.name, entry.number, reason) for entry in entries if (reason := self._reason(entry))]
+        return tuple(sorted([*broken, *self._inventory.obstacles], key=lambda item: (item.name, item.version or 0)))
+
     def _refusal(self, entry: Entry) -> UnknownVersion:
-        reason = self._state.reason(entry)
+        reason = self._reason(entry)
         return UnknownVersion(f"version {entry.number} of model {entry.name!r} is broken: {reason}; {self._choices(entry.name)}")
 
     def _choices(self, name: str) -> str:
-        aliases = (f"{alias} ({number})" for alias, number in self._state.inventory.aliases[name].items())
-        return f"versions: {', '.join(map(str, self._state.good(name))) or 'none'}; aliases: {', '.join(aliases) or 'none'}"
+        aliases = (f"{alias} ({number})" for alias, number in self._inventory.aliases[name].items())
+        return f"versions: {', '.join(map(str, self._good(name))) or 'none'}; aliases: {', '.join(aliases) or 'none'}"
 
-    def _broken(self, name: str) -> str:
-        entries = self._state.inventory.entries[name].values()
-        reasons = (f"version {entry.number} is broken: {reason}" for entry in entries if (reason := self._state.reason(entry)))
+    def _reasons(self, name: str) -> str:
+        entries = self._inventory.entries[name].values()
+        reasons = (f"version {entry.number} is broken: {reason}" for entry in entries if (reason := self._reason(entry)))
         return "; ".join(reasons) or self._choices(name)
 
-    # --- loading --------------------------------------------------------------------------------------------------------------
+    # --- what is to be loaded, and what serves meanwhile ----------------------------------------------------------------------
 
-    def _loaded(self, entry: Entry) -> Engine | None:
-        if entry in self._extra:
-            self._extra.move_to_end(entry)
-            return self._extra[entry]
-        return self._state.engines.get(entry)
+    def _adopt(self, found: Inventory) -> list[Entry]:
+        """Let requests see what was found, but for models that serve and whose change is yet to be loaded.
 
-    async def _load_all(self, inventory: Inventory) -> _State:
-        engines: dict[Entry, Engine] = {}
-        defaults: dict[str, Entry] = {}
-        failed = {entry: reason for entry, reason in self._state.failed.items() if inventory.holds(entry)}
-        for name, entries in inventory.entries.items():
-            aliases = inventory.aliases[name]
-            newest = aliases.get(PRODUCTION, max(entries))
-            for number in sorted((number for number in entries if number <= newest), reverse=True):
-                if await self._load(entries[number], engines, failed):
-                    defaults[name] = entries[number]
-                    break
-            for number in set(aliases.values()) & set(entries):
-                await self._load(entries[number], engines, failed)
-        return _State(inventory, engines, defaults, failed)
+        Returns:
+            All that is yet to be loaded, pins first.
+        """
+        before = self._inventory
+        missing = {name: [entry for entry in self._wanted(found, name) if self._is_to_load(entry)] for name in found.entries}
+        waiting = [name for name in found.entries if missing[name] and self._serves(name)]
+        self._inventory = found.taking(waiting, before) if waiting else found
+        if self._inventory is not before:
+            unchanged = [name for name in self._credits if self._inventory.shares.get(name) == before.shares.get(name)]
+            self._credits = {name: self._credits[name] for name in unchanged}
+            self._settle()
+        return sorted((entry for entries in missing.values() for entry in entries), key=lambda entry: entry.name not in self._pins)
 
-    async def _load(self, entry: Entry, engines: dict[Entry, Engine], failed: dict[Entry, str]) -> bool:
-        """Put the entry's engine among the engines, or the reason why there is none among the failed; each is tried once."""
-        if entry in engines or entry in failed or entry.manifest is None:
-            return entry in engines
-        engine = self._loaded(entry)
-        if engine is None:
-            try:
-                engine = await self._batcher.run_steps(Engine.loading(entry.folder, entry.manifest, self._device))
-            except BrokenVersionError as error:
-                failed[entry] = str(error)
-                return False
-            _log.info("%s version %d is loaded on %s", entry.name, entry.number, self._device)
-        engines[entry] = engine
-        return True
+    def _wanted(self, inventory: Inventory, name: str) -> Iterator[Entry]:
+        """What answers where no version is named, then what answers by an alias."""
+        if (default := self._default(inventory, name)) is not None:
+            yield default
+        for number in sorted(set(inventory.aliases[name].values()) & set(inventory.entries[name])):
+            entry = inventory.entries[name][number]
+            if not self._reason(entry) and entry is not default:
+                yield entry
 
-    async def _load_extra(self, entry: Entry) -> Engine:
-        engines: dict[Entry, Engine] = {}
-        failed = dict(self._state.failed)
-        if not await self._load(entry, engines, failed):
-            self._replace(replace(self._state, failed=failed))
-            raise self._refusal(entry)
-        self._extra[entry] = engines[entry]
-        self._trim()
-        return engines[entry]
+    def _default(self, inventory: Inventory, name: str) -> Entry | None:
+        entries = inventory.entries[name]
+        newest = inventory.aliases[name].get(PRODUCTION, max(entries))
+        answering = (entries[number] for number in sorted(entries, reverse=True) if number <= newest)
+        return next((entry for entry in answering if not self._reason(entry)), None)
 
-    def _swap(self, state: _State) -> None:
-        """Requests that run keep the engine they have; what was served until now is kept for a while, for a way back."""
-        engines = [*self._extra.items(), *self._state.engines.items()]
-        self._extra = OrderedDict(
-            (entry, engine) for entry, engine in engines if state.inventory.holds(entry) and entry not in state.engines
-        )
-        self._trim()
-        self._replace(state)
+    def _is_to_load(self, entry: Entry) -> bool:
+        """Whether it is to be loaded before it is asked for: there is room for it, or it takes the place of one that is loaded."""
+        if self._engines.look_at(entry) is not None or self._reason(entry):
+            return False
+        if entry.name in self._pins or self._engines.has_room(entry):
+            return True
+        return self._serves(entry.name) and entry is self._default(self._found, entry.name)
 
-    def _replace(self, state: _State) -> None:
-        for broken in state.broken:
-            if broken not in self._state.broken:
-                _log.warning("%s version %s is broken and left out: %s", broken.name, broken.version or "(any)", broken.reason)
-        self._state = state
+    def _serves(self, name: str) -> bool:
+        """Whether requests that name no version are answered at once."""
+        return name in self._defaults and self._engines.look_at(self._defaults[name]) is not None
 
-    def _trim(self) -> None:
-        while len(self._extra) > MAX_EXTRA_ENGINES:
-            self._extra.popitem(last=False)
+    def _settle(self) -> None:
+        """Draw the consequences, after a change of what is there or of what is known to be broken."""
+        seen = (self._inventory, self._found)
+        defaults = {name: self._default(self._inventory, name) for name in self._inventory.entries}
+        self._defaults = {name: entry for name, entry in defaults.items() if entry is not None}
+        named = {entry for inventory in seen for name in inventory.entries for entry in self._wanted(inventory, name)}
+        pinned = {entry for entry in named if entry.name in self._pins}
+        self._engines.keep(lambda entry: any(inventory.holds(entry) for inventory in seen), named, pinned)
+        broken = frozenset(self._broken())
+        for item in sorted(broken - self._told, key=lambda item: (item.name, item.version or 0)):
+            _log.warning("%s version %s is broken and left out: %s", item.name, item.version or "(any)", item.reason)
+        self._told = broken
+
+
+def _wrong(field: str, message: str) -> Invalid:
+    return Invalid(f"{field}: {message}", errors=(FieldError(pointer=f"/{field}", message=message),))

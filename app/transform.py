@@ -30,9 +30,10 @@ async def transform(service: Service, body: TransformBody) -> Made:
     """
     engine = await service.store.engine(body.model, body.version)
     spec = _input(engine.manifest)
-    image = await service.in_decoders(lambda: pictures.read_exactly(body.upload, spec))
-    num_tiles = len(tiles.plan(spec, *image.shape[1:]))
-    made = await service.batcher.run_steps(engine.transforming(image), num_tiles)
+    with service.batcher.holding(engine, 1):
+        image = await service.in_decoders(lambda: pictures.read_exactly(body.upload, spec))
+        num_tiles = len(tiles.plan(spec, *image.shape[1:]))
+        made = await service.batcher.run_steps(engine.transforming(image), num_tiles)
     name, version = engine.manifest.name, engine.manifest.version
     return Made(name, version, made.unsqueeze(0), seeds=None, request=json.dumps({"model": name, "version": version}))
 

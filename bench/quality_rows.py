@@ -109,6 +109,17 @@ ROWS = (
     Row("lapgan on small avatars", "lapgan", "avatars-32", 100_000, plain={**_PLAIN, "options": {"generated_share": 0.0}}),
     Row("r3gan on avatars", "r3gan", "avatars-32", 40_000, plain=_PLAIN),
     Row(
+        "r3gan-conditional on digits",
+        "r3gan-conditional",
+        "mnist",
+        30_000,
+        num_seeds=3,
+        extractor="digits-classifier",
+        classifier="digits-classifier",
+        ours={"penalty_options": {"weight": 5.0}},
+        plain=_PLAIN,
+    ),
+    Row(
         "dcgan on avatars",
         "dcgan",
         "avatars-64",

@@ -7,11 +7,13 @@ import cyclopts
 from pydantic import ValidationError
 
 from ganserve.asking import discriminate, generate, interpolate, transform
+from ganserve.bench import bench
 from ganserve.datasets import datasets_app
 from ganserve.jobs import jobs_app
 from ganserve.models import architectures, models_app
 from ganserve.serving import serve
 from ganserve.training import train
+from ganserve.tuning import tune
 from training.contract import UserError
 
 app = cyclopts.App(
@@ -27,6 +29,8 @@ app.command(generate)
 app.command(interpolate)
 app.command(transform)
 app.command(discriminate)
+app.command(bench)
+app.command(tune)
 app.command(models_app)
 app.command(jobs_app)
 app.command(datasets_app)

@@ -15,6 +15,7 @@ from training.contract import UserError
 
 Answer = TypeVar("Answer")
 IN_PROCESS = "http://localhost"
+READY_SECONDS = 0.1  # between two looks whether the server is ready
 
 
 @Parameter(name="*")
@@ -65,7 +66,7 @@ class Connection:
             return
         from app.main import create_app
 
-        app = create_app(replace(found, api_key=None, run_jobs=False))
+        app = create_app(replace(found, api_key=None, run_jobs=False, deadline_seconds=None))
         transport = httpx.ASGITransport(app)
         async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url=IN_PROCESS) as client:
             yield client
@@ -84,6 +85,17 @@ def check(response: httpx.Response) -> httpx.Response:
     if response.headers.get("content-type") == "application/problem+json":
         raise UserError(response.json()["detail"])
     raise UserError(f"{response.request.url} answered {response.status_code} {response.reason_phrase}")
+
+
+async def wait_until_loaded(client: httpx.AsyncClient) -> None:
+    """Until the server has loaded its models.
+
+    Raises:
+        UserError: it is not well, and may never be done.
+    """
+    while '"status":"loading"' in (await client.get("/readyz")).text:  # a 503 of a proxy's says nothing of the kind
+        check(await client.get("/healthz"))
+        await asyncio.sleep(READY_SECONDS)
 
 
 def write(path: Path, content: bytes) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
@@ -9,7 +11,7 @@ from urllib.parse import quote
 import httpx
 from cyclopts import App, Parameter
 
-from ganserve.connection import Connection, check
+from ganserve.connection import Connection, check, wait_until_loaded
 from ganserve.places import Repositories, settings
 from training.contract import UserError
 
@@ -21,6 +23,7 @@ def list_(*, connection: Connection = Connection()) -> None:
     """List the models that are served, and what is broken and why."""
 
     async def question(client: httpx.AsyncClient) -> httpx.Response:
+        await wait_until_loaded(client)  # what is broken shows then
         return check(await client.get("/models"))
 
     listing = connection.ask(question).json()
@@ -28,6 +31,8 @@ def list_(*, connection: Connection = Connection()) -> None:
         print("no model is served: train one with `ganserve train`, or name its repository with --models", file=sys.stderr)
     for model in listing["models"]:
         aliases = "".join(f", {alias} is {version}" for alias, version in model["aliases"].items())
+        if model["canary_share"] is not None:
+            aliases += f" for {100 * model['canary_share']:g} % of the requests"
         versions = ", ".join(str(version) for version in model["versions"])
         print(f"{model['name']}: {model['architecture']}, versions {versions}{aliases}")
     for broken in listing["broken"]:
@@ -55,20 +60,47 @@ def show(
 def alias(
     name: Annotated[str, Parameter(help="The model.")],
     alias: Annotated[str, Parameter(help="`production` answers where no version is asked for; any other name is yours.")],
-    version: Annotated[int, Parameter(help="The version's number.")],
+    version: Annotated[str, Parameter(help="The version's number, or another alias: `previous` is what `production` was before.")],
     /,
     *,
+    share: Annotated[float, Parameter(help="For `canary`: its share of the requests that ask for no version, from 0 to 1.")] = 0.0,
     models: Repositories = (),
 ) -> None:
     """Point an alias at a version; a running server follows within two seconds."""
     from training.files import versions
 
     repositories: tuple[Path, ...] = settings(models, None).models
+    with _told():
+        number = int(versions.find(f"{name}/{version}", repositories).name)
+        versions.write_alias(repositories, name, alias, number, share=share)
+    print(f"{name}: {alias} is version {number}")
+
+
+@models_app.command
+def unalias(
+    name: Annotated[str, Parameter(help="The model.")],
+    alias: Annotated[str, Parameter(help="The alias to take away.")],
+    /,
+    *,
+    models: Repositories = (),
+) -> None:
+    """Take an alias away; a running server follows within two seconds."""
+    from training.files import versions
+
+    with _told():
+        versions.remove_alias(settings(models, None).models, name, alias)
+    print(f"{name}: {alias} is no alias any more")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Raises UserError for what cannot be done with aliases."""
     try:
-        versions.write_alias(repositories, name, alias, version)
+        yield
     except (LookupError, ValueError) as error:
         raise UserError(str(error.args[0])) from error
-    print(f"{name}: {alias} is version {version}")
+    except OSError as error:
+        raise UserError(f"the aliases stay as they are: {error.strerror}; they are written to the first repository") from error
 
 
 def architectures(*, connection: Connection = Connection()) -> None:

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from pydantic import ConfigDict, Field
 
 from ganserve.places import Device, Repositories, State, Threads, settings
-from training.contract import Augmentations, MemoryLayout, OptimizerConfig, TrainConfig, UserError
+from training.contract import Augmentations, Formats, MemoryLayout, OptimizerConfig, TrainConfig, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,9 @@ class TrainFlags(TrainConfig):
     )
     diff_augment: Annotated[Augmentations, Parameter(consume_multiple=True)] = Field(
         default=(), description=f"{TrainConfig.model_fields['diff_augment'].description}"
+    )
+    formats: Annotated[Formats, Parameter(consume_multiple=True)] = Field(
+        default=(), description=f"{TrainConfig.model_fields['formats'].description}"
     )
     generator: OptimizerFlags = Field(default=OptimizerFlags(), description="Of the generator alone.")
     discriminator: OptimizerFlags = Field(default=OptimizerFlags(), description="Of the discriminator alone.")

@@ -4,9 +4,10 @@ import base64
 import io
 import json
 import zipfile
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -21,6 +22,7 @@ from app.settings import Settings
 
 Pixels = NDArray[np.uint8]
 Headers = Mapping[str, str] | Sequence[tuple[str, str | bytes]]
+Result = TypeVar("Result")
 PADDING = 2
 PROBLEM = "application/problem+json"
 
@@ -67,14 +69,22 @@ class Api:
     def send(self, request: httpx.Request) -> httpx.Response:
         return self._portal.call(self._client.send, request)
 
+    def begin_to_send(self, request: httpx.Request) -> "Future[httpx.Response]":
+        return self.begin(self._client.send, request)
+
+    def begin(self, work: Callable[..., Awaitable[Result]], *arguments: object) -> "Future[Result]":
+        """Let it run on the application's event loop."""
+        return self._portal.start_task_soon(work, *arguments)
+
     def refresh(self) -> None:
         """Look for new versions now, in place of within two seconds."""
         self._portal.call(self.service.store.refresh)
 
 
 @contextmanager
-def serving(settings: Settings, *, app: FastAPI | None = None) -> Iterator[Api]:
-    """An application in its lifespan; an exception of its own is an answer of 500, as a client would see it."""
+def serving(settings: Settings, *, app: FastAPI | None = None, wait: bool = True) -> Iterator[Api]:
+    """An application in its lifespan, its models loaded unless they are not waited for; an exception of its own is an answer of 500, as a
+    client would see it."""
     app = app or create_app(settings)
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://localhost", timeout=60)
     with (
@@ -82,7 +92,10 @@ def serving(settings: Settings, *, app: FastAPI | None = None) -> Iterator[Api]:
         portal.wrap_async_context_manager(app.router.lifespan_context(app)),
         portal.wrap_async_context_manager(client),
     ):
-        yield Api(app, client, portal)
+        api = Api(app, client, portal)
+        if wait:
+            api.refresh()
+        yield api
 
 
 # --- what answers hold --------------------------------------------------------------------------------------------------------

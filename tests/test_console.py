@@ -19,7 +19,9 @@ from consoles import SECONDS, Console
 from PIL import Image
 from servers import GANSERVE, ROOT, Server
 
+from app.choices import Choices
 from ganserve import cli
+from ganserve.bench import HEADINGS
 from training.contract import TrainConfig
 from training.files import runs
 
@@ -47,6 +49,8 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "interpolate",
         "transform",
         "discriminate",
+        "bench",
+        "tune",
         "models",
         "jobs",
         "datasets",
@@ -103,7 +107,7 @@ def test_without_a_command_there_is_help(console: Console) -> None:
         ("interpolate digits", "SEEDS"),
         ("discriminate digits missing.png", "missing.png cannot be read: No such file or directory"),
         ("discriminate digits .", "cannot be read: Is a directory"),
-        ("models alias digits production 1", "model 'digits' has no version '1'; versions: none"),
+        ("models alias digits production 1", "there is no model 'digits'; there are: none yet"),
         ("models alias digits 7 1 --models {root}/models", "'7' cannot be an alias"),
         ("models show digits", "there is no model 'digits'; there are: none yet"),
         ("jobs show nothing", "there is no job 'nothing'; GET /jobs lists them"),
@@ -117,6 +121,12 @@ def test_without_a_command_there_is_help(console: Console) -> None:
         ("generate digits --threads 0", "--threads is 0; at least 1 is allowed"),
         ("serve --port 65536", "--port is 65536; 0 to 65535 is allowed"),
         ("serve --port x", "--port"),
+        ("serve --queue-images 0", 'Invalid value "0" for --queue-images. Must be >= 1'),
+        ("serve --deadline-seconds 1e3", "--deadline-seconds"),
+        ("serve --model-memory-megabytes 0", 'Invalid value "0" for --model-memory-megabytes. Must be >= 1'),
+        ("serve --backend onnx", 'Invalid value "onnx" for --backend. Choose from: "torchscript", '),
+        ("serve --pin cats", "--pin cats is no model; there are: none yet"),
+        ("serve --log-format xml", 'Invalid value "xml" for --log-format. Choose from: "plain", "json"'),
         ("serve --host 0.0.0.0", "0.0.0.0 can be reached from other machines, and no key is set: set GANSERVE_API_KEY"),
         ("serve --host ::", ":: can be reached from other machines"),
         ("serve --host 192.0.2.1", "192.0.2.1 can be reached"),
@@ -233,6 +243,8 @@ def num_frames(name: str) -> int:
         ),
         ("transform digits {root}/docs/images/one.png -o x.zip", "x.zip ends in '.zip'; the endings .png, .jpg, .jpeg, .webp are allowed"),
         ("transform digits nothing.png", "nothing.png cannot be read: No such file or directory"),
+        ("bench digit", "there is no model 'digit' to sample from; there are: digits"),
+        ("bench --seconds 0", "--num-images must be 1 to 256, --connections at least 1 each, and --seconds more than 0"),
         ("models show digits?x", "there is no model 'digits.x'"),
         ("models show digits/9", "has no version"),
         ("jobs cancel nothing", "there is no job 'nothing'"),
@@ -255,6 +267,45 @@ def test_the_models_here_give_what_a_server_gives(console: Console, here: list[s
     scores = [console.done("discriminate", "digits", "here.png", *where) for where in (here, there)]
     assert scores[0] == scores[1]
     assert console.refused("generate", "digit", *here) == "there is no model 'digit'; there are: digits; did you mean 'digits'?"
+
+
+def test_bench_prints_a_row_for_each_number_of_connections(console: Console, there: list[str]) -> None:
+    said = console.done("bench", "digits", "-n", "4", "--connections", "1", "3", "--seconds", "0.2", *there)
+    title, headings, *rows = said.splitlines()
+    assert title == "digits, 4 images a request"
+    assert re.split(" {2,}", headings) == list(HEADINGS)
+    assert [row.split()[0] for row in rows] == ["1", "3"]
+    for row in rows:
+        _, requests, images, *milliseconds, others = (cell.replace(",", "") for cell in row.split())
+        assert float(images) == pytest.approx(4 * float(requests), rel=0.1)
+        median, p95, p99 = map(float, milliseconds[:3])
+        assert 0 < median <= p95 <= p99
+        assert others == "none"
+
+
+def test_bench_starts_a_server_where_none_is_named(console: Console, here: list[str]) -> None:
+    assert "digits, 16 images a request" in console.done("bench", "--connections", "1", "--seconds", "0.1", *here)
+    sentence = "no server could be started: device 'nonsense' is not to be had here"
+    assert sentence in console.refused("bench", "--device", "nonsense")
+
+
+def test_tune_chooses_for_the_servers_of_a_state_folder(console: Console, tmp_path: Path) -> None:
+    repository, state = tmp_path / "models", tmp_path / "state"
+    words = ["tune", "--models", repository, "--state", state, "--threads", "1"]
+    assert console.refused(*words) == "nothing was measured: there is no model here"
+    tiny_versions.publish(repository, "tiny", tiny_versions.single())
+    headings, *lines = console.done(*words, "--dry-run").splitlines()
+    assert headings.split() == ["model", "module", "back", "end", "threads", "rows", "ms", "rows", "images/s"]
+    assert [line.split()[:4] for line in lines] == [
+        ["tiny", "generator", backend, "1"] for backend in ("torchscript", "torchscript-frozen", "torchscript-channels-last")
+    ]
+    assert sum(line.endswith("chosen") for line in lines) == 1
+    assert not state.exists()
+    assert f"{state / 'serving.json'} holds the choice" in console.done(*words)
+    assert Choices.model_validate_json((state / "serving.json").read_bytes()).threads == 1
+    assert "--reset and --dry-run do not go together" in console.refused(*words, "--reset", "--dry-run")
+    assert console.done(*words, "--reset") == "servers that start from now on run as usual\n"
+    assert console.done(*words, "--reset") == "nothing was chosen, and servers run as usual\n"
 
 
 def test_generate_writes_the_form_that_the_ending_chooses(console: Console, there: list[str]) -> None:

@@ -1,6 +1,7 @@
 """The real server process, as a user meets it: train, see the model listed, sample, walk, score; kill, restart, go on."""
 
 import io
+import json
 import signal
 import subprocess
 import sys
@@ -204,15 +205,21 @@ def test_a_key_opens_another_address_and_then_only_the_probes_are_free(start: St
     with pytest.raises(AssertionError, match="GANSERVE_API_KEY"):
         start(None, None, "--host", "0.0.0.0")
     key = "a-long-enough-key-of-one-test"
-    server = start(None, None, "--host", "0.0.0.0", environment={"GANSERVE_API_KEY": key})
+    server = start(None, None, "--host", "0.0.0.0", "--log-format", "json", "--access-log", environment={"GANSERVE_API_KEY": key})
     url = server.url.replace("0.0.0.0", "127.0.0.1")
     known = {"Authorization": f"Bearer {key}"}
     paths = [path for path in httpx.get(f"{url}/openapi.json", headers=known).json()["paths"] if "{" not in path]
     for path in [*paths, "/docs", "/openapi.json", "/_swagger/swagger-ui.css", "/"]:
         response = httpx.get(f"{url}{path}")
-        assert response.status_code == (200 if path in ("/healthz", "/readyz") else 401), path
+        is_open = path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
+        assert (response.status_code != 401) is is_open, path
     assert httpx.get(f"{url}/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
     assert httpx.get(f"{url}/models", headers=known).status_code == 200
+    server.stop()
+    lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+    told = [(line["method"], line["route"], line["status"]) for line in lines if line["logger"] == "app.reception"]
+    assert told[-2:] == [("GET", "other", 401), ("GET", "/models", 200)]
+    assert key not in server.log.read_text()
 
 
 def test_a_model_is_served_by_a_process_that_cannot_import_the_trainer(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ IMPORTS = (
     ("training.blueprint", "training.catalog training.contract training.game", "torch"),
     ("training.summary", "training.contract training.files training.files.*", "matplotlib numpy PIL"),
     ("training.event_files", "training.contract", "torch numpy PIL"),
+    ("training.export_onnx", "training.contract training.game", "torch onnxruntime"),
     ("training.estimate", "training.* !training.architectures.* !training.worker !training.catalog", "torch"),
     ("training.submission", "training.* !training.architectures.* !training.worker", "pydantic"),
     ("training.*", "training.* !training.architectures.* !training.worker !training.catalog", "torch torchvision numpy pydantic"),
@@ -51,20 +52,42 @@ IMPORTS = (
     ("app.jobs", "app.* !app.main !app.routes.* training.contract training.catalog training.files.*", ""),
     *(
         (f"app.{room}", "app.* !app.main !app.routes.* training.contract training.probe training.files.*", "torch numpy pydantic fastapi")
-        for room in ("engine", "proving", "tiles", "batcher", "store", "signature", "latents", "pixels", "service")
+        for room in (
+            "engine",
+            "engines",
+            "proving",
+            "tiles",
+            "batcher",
+            "turns",
+            "store",
+            "signature",
+            "latents",
+            "pixels",
+            "service",
+            "tuning",
+        )
     ),
     *(
         (f"app.{room}", "app.* !app.main !app.routes.* training.contract training.probe training.files.*", "torch numpy pydantic")
         for room in ("inference", "scoring", "transform", "forms")
     ),
+    ("app.backends", "app.choices training.contract", "torch onnxruntime"),
     ("app.encoders", "app.errors", "PIL isal numpy"),
+    ("app.protocol.*", "app.* !app.main !app.routes.* training.contract", "torch numpy pydantic pydantic_core"),
+    ("app.metrics", "app.visits training.contract", "prometheus_client"),
     ("app.*", "app.* !app.main !app.routes.* training.contract training.files.*", "fastapi starlette pydantic pydantic_core"),
-    ("ganserve.*", "ganserve.* app.main app.server app.service app.settings training.*", "cyclopts httpx rich pydantic torch numpy PIL"),
+    (
+        "ganserve.*",
+        "ganserve.* app.main app.server app.service app.settings app.choices app.tuning training.*",
+        "cyclopts httpx rich pydantic torch numpy PIL",
+    ),
 )
 
 # name -> the files that it stands in, as it is written or imported under whatever name
 NAMES = (
-    ("torch.jit", "app/engine.py training/export.py"),
+    ("torch.jit", "app/backends.py training/export.py"),
+    ("onnxruntime", "app/backends.py training/export_onnx.py"),
+    ("torch.onnx", "training/export_onnx.py"),
     ("app.main", "app/server.py ganserve/*"),
     ("training.summary", "training/worker.py training/run.py"),  # nobody else waits for matplotlib
     ("training.dataset_sources", "training/dataset_sources.py ganserve/datasets.py"),  # a server or worker never downloads
@@ -381,7 +404,7 @@ GOOD: tuple[tuple[Rule, str, str], ...] = (
     (who_imports_whom, "app/jobs.py", "import os\nfrom training import catalog\nfrom training.files import locks, runs"),
     (who_imports_whom, "app/routes/models.py", "from fastapi import APIRouter\nfrom app.schemas import Models\nfrom app import errors"),
     (who_imports_whom, "training/architectures/mlp.py", "import torch.nn.functional as F\nfrom training.game import Game"),
-    (names_stand_where_they_may, "app/engine.py", "import torch\ntorch.jit.load(path)"),
+    (names_stand_where_they_may, "app/backends.py", "import torch\ntorch.jit.load(path)"),
     (names_stand_where_they_may, "app/engine.py", "module.eval()\nre.compile('a')\nexecutor.exec(1)\nself.print(1)"),
     (names_stand_where_they_may, "ganserve/cli.py", "print(1)"),
     (calls_say_what_they_must, "training/checkpoint.py", "import torch\ntorch.load(path, weights_only=True)"),

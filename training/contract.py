@@ -41,6 +41,7 @@ def _bare_file_name(text: str) -> str:
     return text
 
 
+Format = Literal["torchscript", "onnx"]  # of a module's file
 Name = Annotated[str, AfterValidator(_name), WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
 FileName = Annotated[str, AfterValidator(_bare_file_name)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -97,7 +98,7 @@ class Probe(Document):
 class ModuleSpec(Document):
     """A module as it is served: `files` by format ("torchscript" always), declared inputs in call order, the output, and a probe."""
 
-    files: dict[Literal["torchscript"], FileSpec]
+    files: dict[Format, FileSpec]
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
     probe: Probe
@@ -138,6 +139,7 @@ class OptimizerConfig(Document):
 
 
 FEWEST_EVALUATED = 6  # images of each kind: every one has five neighbours
+Formats = Annotated[tuple[Literal["onnx"], ...], Field(strict=False, max_length=1)]
 Augmentations = Annotated[tuple[Literal["color", "translation", "cutout"], ...], Field(strict=False, max_length=3)]
 
 
@@ -205,6 +207,9 @@ class TrainConfig(Document):
     )
     on_collapse: Literal["stop", "continue"] = Field(
         default="continue", description="stop: end at the first evaluation that finds the generator collapsed, and publish the best state."
+    )
+    formats: Formats = Field(
+        default=(), description="Files of the published networks beside TorchScript: onnx, which needs the extra of that name."
     )
     extractor: str = Field(
         default="efficientnet-lite0", description="Whose features KID and Frechet distance are measured on, see GET /architectures."

@@ -1,10 +1,11 @@
 """From trained games to a published version: script, check, describe, publish. The only torch.jit.script and save."""
 
 import io
+import logging
 import math
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from training.contract import DatasetCard, Manifest, ModuleSpec, Probe, ScoreReference, TensorSpec, TrainConfig, UserError, now
 from training.data import evenly
+from training.export_onnx import OnnxError, convert
 from training.files import versions
 from training.files.directories import describe, staging, verify, write_atomically
 from training.game import Given, Player, Tensors
@@ -32,6 +34,7 @@ MAX_SCORED = 2000  # images of each kind behind the score reference
 NUM_SAMPLES = 64
 NUM_COMPARISONS = 16
 SAMPLES_FILE = "samples.png"
+_log = logging.getLogger(__name__)
 
 
 class ExportError(UserError):
@@ -92,6 +95,13 @@ def draw_inputs(specs: Sequence[TensorSpec], seeds: Sequence[int], given: Tensor
 # --- gates --------------------------------------------------------------------------------------------------------------------
 
 
+def as_served(player: Player) -> nn.Module:
+    """A copy of its module, on the CPU in evaluation mode, with plain weights alone."""
+    module = deepcopy(player.module).cpu().to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
+    fold_parametrizations(module)
+    return module
+
+
 def script(name: str, player: Player) -> torch.jit.ScriptModule:
     """The player as TorchScript, on the CPU in evaluation mode, after every gate.
 
@@ -99,8 +109,7 @@ def script(name: str, player: Player) -> torch.jit.ScriptModule:
         ExportError: weights or outputs are not finite, scripted differs from eager, a row depends on its batch-mates,
             or the output is not what is declared.
     """
-    module = deepcopy(player.module).cpu().to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
-    fold_parametrizations(module)
+    module = as_served(player)
     check_finite_weights(name, module)
     scripted: torch.jit.ScriptModule = torch.jit.script(module)
     inputs = example_inputs(player.inputs, CHECKED_ROWS)
@@ -132,7 +141,7 @@ def check_same(what: str, name: str, expected: Tensor, actual: Tensor) -> None:
         raise ExportError(f"{name}: {what} by {difference:.3g}; at most {TOLERANCE:g} is allowed")
 
 
-def check_independent_rows(name: str, module: nn.Module, inputs: Tensors) -> None:
+def check_independent_rows(name: str, module: Callable[..., Tensor], inputs: Tensors) -> None:
     """Each row among others, and alone, must give what it gives in its batch: batch statistics would not, and fail where it is alone."""
     together = module(**inputs)
     others = {key: value.flip(0) * 0.5 for key, value in inputs.items()}
@@ -155,6 +164,25 @@ def write_module(folder: Path, name: str, player: Player, scripted: torch.jit.Sc
     return ModuleSpec(
         files={"torchscript": describe(path)}, inputs=player.inputs, output=player.output, probe=make_probe(scripted, player.inputs)
     )
+
+
+def with_onnx(spec: ModuleSpec, folder: Path, name: str, player: Player) -> ModuleSpec:
+    """With `<name>.onnx`, after the same gates. Where that cannot be made, the module is published without, and the log says why:
+    a training is not lost for a format that nothing depends on."""
+    module, path = as_served(player), folder / f"{name}.onnx"
+    inputs = example_inputs(player.inputs, CHECKED_ROWS)
+    wide = {each.name: inputs[each.name].repeat(1, 1, 1, 2) if each.shape[-1:] == (-1,) else inputs[each.name] for each in player.inputs}
+    try:
+        converted = convert(path, module, player, inputs)
+        with torch.inference_mode():
+            for given in (inputs, wide):
+                check_same("ONNX output differs from eager", name, module(**given), converted(**given))
+            check_independent_rows(name, converted, inputs)
+    except (OnnxError, ExportError) as error:
+        path.unlink(missing_ok=True)
+        _log.warning("the %s is published without an ONNX file: %s", name, error)
+        return spec
+    return spec.model_copy(update={"files": spec.files | {"onnx": describe(path)}})
 
 
 def without_debug_files(archive: io.BytesIO) -> bytes:
@@ -266,6 +294,8 @@ def publish(
         number = versions.next_number(repositories, name)
         with staging(repositories[0]) as staged:
             specs = {key: write_module(staged, key, players[key], module) for key, module in scripted.items()}
+            if "onnx" in provenance.config.formats:
+                specs = {key: with_onnx(spec, staged, key, players[key]) for key, spec in specs.items()}
             save_grid(staged / SAMPLES_FILE, samples)
             manifest = Manifest(
                 name=name,

@@ -12,6 +12,7 @@ from training.combination import Combination
 from training.contract import DatasetCard, Manifest, OptimizerConfig, TrainConfig, UserError
 from training.datasets import DatasetError
 from training.datasets import card as read_card
+from training.export_onnx import refusal
 from training.features import BY_HAND
 from training.files import versions
 from training.game import DataSpec, UnsuitableDataError
@@ -37,6 +38,8 @@ def resolve(config: TrainConfig, datasets_folder: Path, repositories: tuple[Path
     if config.on_collapse == "stop" and "image" in combination.architecture.inputs:
         message = f"stop has no effect with {config.architecture}, whose images have targets; leave on_collapse out"
         raise ConfigError([("/on_collapse", message)])
+    if config.formats and (reason := refusal()):
+        raise ConfigError([("/formats", reason)])
     if missing := _missing_weights(config, combination, weights):
         raise ConfigError(missing)
     card = _suitable_data(config, combination, datasets_folder)

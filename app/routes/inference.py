@@ -1,14 +1,16 @@
 """Sample, walk, transform, score."""
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 
 from app import forms, inference, scoring, transform
 from app.clients import while_connected
+from app.forms import Made
 from app.negotiation import choose
 from app.schemas import MAX_LATENT_BYTES, MAX_UPLOAD_BYTES, GenerateRequest, InterpolateRequest, Scores
-from app.service import ServiceOf
+from app.service import Service, ServiceOf
 from app.uploads import DISCRIMINATE_BODY, TRANSFORM_BODY, DiscriminateBody, TransformBody, read_discriminate, read_transform
 
 router = APIRouter(tags=["inference"])
@@ -23,6 +25,19 @@ def _pictures(*media_types: str) -> dict[int | str, dict[str, Any]]:
     return {200: {"content": content, "description": "The images, in the form that Accept chose"}}
 
 
+async def _answer(
+    request: Request, service: Service, form: str, make: Callable[[], Awaitable[Made]], encode: Callable[[Made], bytes]
+) -> Response:
+    """The images, made and encoded while the client waits for them."""
+
+    async def made_and_encoded() -> tuple[Made, bytes]:
+        made = await make()
+        return made, await service.in_pool(lambda: encode(made), "encode", len(made.images))
+
+    made, content = await while_connected(request, made_and_encoded())
+    return Response(content, media_type=form, headers=made.headers)
+
+
 @router.post(
     "/generate", response_class=Response, responses=_pictures(*forms.STILLS), max_body_size=MAX_LATENT_BYTES, summary="Sample images"
 )
@@ -34,9 +49,9 @@ async def generate(body: GenerateRequest, request: Request, service: ServiceOf, 
     """
     form = choose(accept, forms.STILLS)
     forms.refuse_without_effect(form, {"columns": body.columns, "return_latents": body.return_latents or None})
-    made = await while_connected(request, inference.generate(service, body))
-    content = await service.in_pool(lambda: forms.still(form, made, body.columns))
-    return Response(content, media_type=form, headers=made.headers)
+    return await _answer(
+        request, service, form, lambda: inference.generate(service, body), lambda made: forms.still(form, made, body.columns)
+    )
 
 
 @router.post(
@@ -49,9 +64,9 @@ async def generate(body: GenerateRequest, request: Request, service: ServiceOf, 
 async def interpolate(body: InterpolateRequest, request: Request, service: ServiceOf, accept: Accept = None) -> Response:
     """A strip, a grid (`columns`) or an animation (GIF, WebP). The frames at the anchors equal the anchors' own images exactly."""
     layout = forms.choose_layout(body, accept)
-    made = await while_connected(request, inference.interpolate(service, body))
-    content = await service.in_pool(lambda: forms.laid_out(layout, made))
-    return Response(content, media_type=layout.form, headers=made.headers)
+    return await _answer(
+        request, service, layout.form, lambda: inference.interpolate(service, body), lambda made: forms.laid_out(layout, made)
+    )
 
 
 @router.post(
@@ -71,9 +86,7 @@ async def transform_picture(
     nothing is cropped or resized. A large picture is worked on in tiles where the model allows it, with the same result.
     """
     form = choose(accept, forms.PICTURES)
-    made = await while_connected(request, transform.transform(service, body))
-    content = await service.in_pool(lambda: forms.still(form, made, None))
-    return Response(content, media_type=form, headers=made.headers)
+    return await _answer(request, service, form, lambda: transform.transform(service, body), lambda made: forms.still(form, made, None))
 
 
 @router.post("/discriminate", openapi_extra=DISCRIMINATE_BODY, max_body_size=MAX_UPLOAD_BYTES, summary="Score pictures")

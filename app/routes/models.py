@@ -5,15 +5,27 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from fastapi.responses import FileResponse
 
-from app.schemas import BrokenVersion, ModelCard, Models, ModelVersions, PartCard, VersionCard, VersionFigures
-from app.service import ServiceOf
+from app.schemas import (
+    MAX_JSON_BYTES,
+    AliasRequest,
+    BrokenVersion,
+    ModelAliases,
+    ModelCard,
+    Models,
+    ModelVersions,
+    PartCard,
+    VersionCard,
+    VersionFigures,
+)
+from app.service import ADMINISTRATIVE, Service, ServiceOf
 from app.store import Served
 from app.transform import is_transform
 from training.contract import Manifest
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], dependencies=[ADMINISTRATIVE])
 Name = Annotated[str, Path(max_length=63)]
 Version = Annotated[str, Path(max_length=63)]
+Alias = Annotated[str, Path(max_length=63)]
 FileName = Annotated[str, Path(max_length=100)]
 
 
@@ -57,6 +69,30 @@ async def file(name: Name, version: Version, file: FileName, service: ServiceOf)
     return FileResponse(path, media_type=media_type, headers={"ETag": f'"{spec.sha256}"'})
 
 
+@router.put("/models/{name}/aliases/{alias}", max_body_size=MAX_JSON_BYTES, summary="Point an alias at a version")
+async def point(name: Name, alias: Alias, body: AliasRequest, service: ServiceOf) -> ModelAliases:
+    """The version is loaded, verified, proved and warm before the alias moves; the answer comes when it serves. Requests that run end
+    with the version that they began with.
+
+    `production` answers where no version is named; when it moves, `previous` names what answered before, so `{"version": "previous"}` is
+    the way back. `canary` may answer a `share` of the requests that name no version, exactly and evenly spread: of 0.05, each twentieth.
+    """
+    await service.store.point(name, alias, body.version, body.share)
+    return _aliases(name, service)
+
+
+@router.delete("/models/{name}/aliases/{alias}", summary="Take an alias away")
+async def unpoint(name: Name, alias: Alias, service: ServiceOf) -> ModelAliases:
+    """Without `production`, the newest version answers, once it is loaded, and `previous` names what answered before."""
+    await service.store.unpoint(name, alias)
+    return _aliases(name, service)
+
+
+def _aliases(name: str, service: Service) -> ModelAliases:
+    served = service.store.served(name)
+    return ModelAliases(name=name, version=served.manifest.version, aliases=dict(served.aliases), canary_share=served.canary_share)
+
+
 def _figures(manifest: Manifest) -> VersionFigures:
     return VersionFigures(
         version=manifest.version,
@@ -74,6 +110,9 @@ def _card(served: Served) -> ModelCard:
         version=manifest.version,
         versions=list(served.versions),
         aliases=dict(served.aliases),
+        canary_share=served.canary_share,
+        loaded=served.is_loaded,
+        num_bytes=served.num_bytes,
         architecture=manifest.architecture,
         source=manifest.source,
         inputs=list(manifest.generator.inputs),
@@ -82,10 +121,11 @@ def _card(served: Served) -> ModelCard:
         conditions=[] if manifest.discriminator is None else list(manifest.discriminator.inputs[1:]),
         transforms=is_transform(manifest.generator),
         parts=[
-            PartCard(name=name, inputs=list(part.inputs), output=part.output, served=name in served.buckets)
+            PartCard(name=name, inputs=list(part.inputs), output=part.output, served=name in served.modules)
             for name, part in manifest.parts.items()
         ],
         batch_sizes={name: list(sizes) for name, sizes in served.buckets.items()},
+        backends=dict(served.backends),
         dataset=manifest.dataset.name,
         created_at=manifest.created_at,
     )

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Query, Response
 
 from app.jobs import describe_catalog
 from app.schemas import MAX_JSON_BYTES, Architectures, Job, Jobs, TrainRequest
-from app.service import ServiceOf
+from app.service import ADMINISTRATIVE, ServiceOf
 
-router = APIRouter(tags=["training"])
+router = APIRouter(tags=["training"], dependencies=[ADMINISTRATIVE])
 JobId = Annotated[str, Query(pattern=r"^\d{8}-\d{6}-[0-9a-f]{12}$", description="The id of a job; the page begins behind it.")]
 
 
@@ -41,4 +41,4 @@ async def cancel_job(id: str, service: ServiceOf) -> Job:
 @router.get("/architectures", summary="What can be trained")
 async def list_architectures(service: ServiceOf) -> Architectures:
     """Architectures, losses and penalties with the JSON schemas of their options, and the data sets."""
-    return await service.in_pool(lambda: describe_catalog(service.settings.datasets))
+    return await service.pool.run(lambda: describe_catalog(service.settings.datasets))

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,9 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.batcher import Batcher
+from app.batcher import MAX_IMAGES_AHEAD, Batcher
 from app.engine import Engine, ModuleName, num_rows
 from app.errors import Overloaded
+from app.metrics import Metrics
+from app.pools import Pool
+from app.visits import Visit, visiting
 from training.contract import Manifest
 
 CPU = torch.device("cpu")
@@ -25,11 +29,16 @@ class Log:
     """What the engine was given to run."""
 
     batches: list[tuple[ModuleName, int]] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)  # of each batch, its first input
     threads: set[str] = field(default_factory=set)
 
     @property
     def sizes(self) -> list[int]:
         return [size for _, size in self.batches]
+
+    def batch_of(self, row: Tensor) -> int:
+        """The place of the batch that a row was in."""
+        return next(place for place, rows in enumerate(self.rows) if (rows == row).all(1).any())
 
 
 class LoggingEngine(Engine):
@@ -39,6 +48,7 @@ class LoggingEngine(Engine):
 
     def run(self, module: ModuleName, inputs: Mapping[str, Tensor]) -> Tensor:
         self.log.batches.append((module, num_rows(inputs)))
+        self.log.rows.append(next(iter(inputs.values())))
         self.log.threads.add(threading.current_thread().name)
         return super().run(module, inputs)
 
@@ -168,8 +178,7 @@ def test_one_image_does_not_wait_for_256(engine: LoggingEngine) -> None:
                 batcher.submit(engine, "generator", latents(1, 9)),
             )
         answer = await small
-        assert len(engine.log.batches) <= 2  # its own, and perhaps one that has begun since
-        assert not any(task.done() for task in large)
+        assert engine.log.batch_of(latents(1, 9)["latent"][0]) <= 1
         assert torch.equal(answer, expected(engine, latents(1, 9)))
         for seed, task in enumerate(large):
             assert torch.equal(await task, expected(engine, latents(256, seed)))
@@ -185,6 +194,36 @@ def test_a_large_request_is_not_starved_by_small_ones(engine: LoggingEngine) -> 
             await asyncio.gather(*(batcher.submit(engine, "generator", latents(1, seed)) for seed in range(100)))
             small += 100
         assert small <= 1500  # with fair turns, each batch of 64 holds at least 16 / (100 + 16) of it
+
+    run(main)
+
+
+def test_one_image_goes_with_the_next_batch_however_many_have_begun(engine: LoggingEngine) -> None:
+    async def main(batcher: Batcher) -> None:
+        large = [asyncio.create_task(batcher.submit(engine, "generator", latents(256, seed))) for seed in range(16)]
+        while len(engine.log.batches) < 8:  # each has had a turn, or nearly
+            await asyncio.sleep(0)
+        async with busy(batcher):
+            (small,) = await start(batcher.submit(engine, "generator", latents(1, 99)))
+            ran = len(engine.log.batches)
+        await small
+        assert engine.log.batch_of(latents(1, 99)["latent"][0]) <= ran + 1  # one may have been before the other work
+        await asyncio.gather(*large)
+
+    run(main)
+
+
+def test_a_batch_is_shared_by_those_that_come_and_those_that_have_begun(engine: LoggingEngine) -> None:
+    async def main(batcher: Batcher) -> None:
+        large = asyncio.create_task(batcher.submit(engine, "generator", latents(2560)))
+        while not engine.log.batches:
+            await asyncio.sleep(0)
+        async with busy(batcher):
+            small = await start(*(batcher.submit(engine, "generator", latents(1, seed)) for seed in range(1, 1001)))
+            ran = len(engine.log.batches)
+        await asyncio.gather(large, *small)
+        assert engine.log.batch_of(latents(1, 1000)["latent"][0]) <= ran + 33  # half of each batch is theirs
+        assert engine.log.batch_of(latents(2560)["latent"][-1]) <= 60
 
     run(main)
 
@@ -230,6 +269,109 @@ def test_a_request_larger_than_the_queue_is_served_when_nothing_waits(engine: Lo
         assert len(await batcher.submit(engine, "generator", latents(100))) == 100
 
     run(main, capacity_images=10)
+
+
+def test_room_can_be_held_for_what_is_still_made_ready(engine: LoggingEngine) -> None:
+    async def main(batcher: Batcher) -> None:
+        async with busy(batcher):
+            with batcher.holding(engine, 60):
+                assert batcher.queued_images == 60
+                with pytest.raises(Overloaded, match="60 images wait and 41 more"), batcher.holding(engine, 41):
+                    raise AssertionError("refused before the work")
+                with visiting(Visit()), pytest.raises(Overloaded, match="60 images wait and 41 more"):
+                    await batcher.submit(engine, "generator", latents(41))
+                (task,) = await start(batcher.submit(engine, "generator", latents(60)))
+                assert batcher.queued_images == 60
+        await task
+        assert batcher.queued_images == 0
+
+    run(main, capacity_images=100)
+
+
+def test_who_was_let_in_once_is_never_refused_half_way(engine: LoggingEngine) -> None:
+    def steps() -> Generator[None, None, str]:
+        yield
+        return "done"
+
+    async def main(batcher: Batcher) -> None:
+        with batcher.holding(engine, 80):
+            await batcher.submit(engine, "generator", latents(60))
+            assert batcher.queued_images == 20
+            async with busy(batcher):
+                with visiting(Visit()):
+                    others = await start(batcher.submit(engine, "generator", latents(70, 1)))
+                mine = await start(batcher.submit(engine, "generator", latents(60, 2)))
+                assert batcher.queued_images == 130
+            await asyncio.gather(*mine, *others)
+            async with busy(batcher):
+                with visiting(Visit()):
+                    others = await start(batcher.submit(engine, "generator", latents(70, 1)))
+                tiles = asyncio.create_task(batcher.run_steps(steps(), 90))
+                await asyncio.sleep(0)
+                assert batcher.queued_images == 160
+            await asyncio.gather(tiles, *others)
+        assert batcher.queued_images == 0
+        with pytest.raises(Overloaded), batcher.holding(engine, 40), visiting(Visit()), batcher.holding(engine, 61):
+            raise AssertionError("room is asked for anew")
+        assert batcher.queued_images == 0
+
+    run(main, capacity_images=100)
+
+
+def test_the_engine_rests_while_the_encoders_have_much_to_do(engine: LoggingEngine) -> None:
+    async def main() -> None:
+        gate = threading.Event()
+        with Pool("encode", 1) as encoders:
+            batcher = Batcher(num_threads=1, encoders=encoders)
+            encoding = asyncio.create_task(encoders.run(lambda: gate.wait(60), MAX_IMAGES_AHEAD + 1))
+            await asyncio.sleep(0)
+            (task,) = await start(batcher.submit(engine, "generator", latents(4)))
+            assert batcher.queued_images == 4
+            gate.set()
+            await encoding
+            assert len(await task) == 4
+            await batcher.aclose()
+
+    asyncio.run(main())
+
+
+# --- what is told of it -------------------------------------------------------------------------------------------------------
+
+
+def test_a_visit_is_told_of_its_version_and_its_times(engine: LoggingEngine) -> None:
+    async def main(batcher: Batcher) -> None:
+        visit = Visit()
+        with visiting(visit):
+            async with busy(batcher):
+                (task,) = await start(batcher.submit(engine, "generator", latents(200)))
+            await task
+        assert (visit.model, visit.version) == ("tiny", "1")
+        assert visit.seconds["queue"] > 0
+        assert visit.seconds["run"] > 0
+        assert sum(visit.seconds.values()) < time.perf_counter() - visit.began
+
+    run(main)
+
+
+def test_batches_are_counted_with_their_padding(engine: LoggingEngine) -> None:
+    async def main() -> None:
+        metrics = Metrics()
+        batcher = Batcher(num_threads=1, metrics=metrics)
+        for count in (1, 4, 9):
+            await batcher.submit(engine, "generator", latents(count))
+        async with busy(batcher):
+            (task,) = await start(batcher.submit(engine, "generator", latents(7)))
+            assert b"ganserve_queue_images 7.0" in metrics.text()
+        await task
+        await batcher.aclose()
+        told = metrics.text()
+        buckets = engine.buckets["generator"]
+        padding = sum(min(size for size in buckets if size >= count) - count for count in (1, 4, 9, 7))
+        assert b'ganserve_batch_rows_sum{model="tiny",version="1"} 21.0' in told
+        assert f'ganserve_padding_rows_total{{model="tiny",version="1"}} {padding}.0'.encode() in told
+        assert b"ganserve_queue_images 0.0" in told
+
+    asyncio.run(main())
 
 
 # --- leaving ------------------------------------------------------------------------------------------------------------------
@@ -435,6 +577,8 @@ def test_the_end_finishes_what_has_begun_and_refuses_what_waits(engine: LoggingE
 
 
 def test_the_end_refuses_what_has_not_begun(engine: LoggingEngine) -> None:
+    before = set(threading.enumerate())  # other tests may share a server
+
     async def main(batcher: Batcher) -> None:
         async with busy(batcher):
             tasks = await start(batcher.submit(engine, "generator", latents(5)), batcher.submit(engine, "generator", latents(300)))
@@ -445,6 +589,6 @@ def test_the_end_refuses_what_has_not_begun(engine: LoggingEngine) -> None:
             with pytest.raises(Overloaded, match="the server stops"):
                 await task
         assert engine.log.batches == []
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("engine")]
+        assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("engine")]
 
     run(main)

@@ -12,6 +12,7 @@ from app.settings import Settings
 
 KEY = "0123456789-a-key-of-this-test"
 METHODS = ("get", "post", "put", "delete", "patch")
+PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 
 
 def settings(folder: Path) -> Settings:
@@ -219,7 +220,7 @@ def test_a_key_in_the_address_opens_nothing(keyed_api: Api) -> None:
 
 
 def test_the_probes_are_free_and_no_path_like_them(keyed_api: Api) -> None:
-    for path in ("/healthz", "/readyz"):
+    for path in PROBES:
         assert keyed_api.get(path).status_code == 200
     for path in ("/healthz/", "/readyz/x", "//healthz", "/healthz%2f..%2fmodels", "/HEALTHZ", "/nowhere"):
         refusal(keyed_api.get(path), 401)
@@ -233,8 +234,11 @@ def test_every_route_is_closed_without_the_key(keyed_api: Api) -> None:
     for path, operations in (paths | pages).items():
         for method in METHODS:
             response = keyed_api.send(keyed_api.build(method.upper(), path.replace("{", "").replace("}", "")))
-            if path in ("/healthz", "/readyz"):
+            if path in PROBES:
                 assert response.status_code == (200 if method == "get" else 405)
+            elif path.startswith("/v2"):
+                assert (response.status_code, response.json().keys()) == (401, {"error"})
+                closed += method in operations
             else:
                 refusal(response, 401)
                 closed += method in operations

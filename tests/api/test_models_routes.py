@@ -110,7 +110,7 @@ def test_production_answers_where_no_version_is_named_and_any_alias_by_its_name(
     assert answering(own) == 1
     assert (answering(own, "best"), answering(own, "production"), answering(own, 2), answering(own, "2")) == (2, 1, 2, 2)
     card = own.get("/models/tiny").json()
-    assert (card["version"], card["aliases"]) == (1, {"production": 1, "best": 2})
+    assert (card["version"], card["aliases"]) == (1, {"production": 1, "previous": 2, "best": 2})
     assert own.get("/models/tiny/best").json()["manifest"]["version"] == 2
     alias(repository, "production", 2)
     own.refresh()
@@ -229,7 +229,7 @@ def test_a_version_published_meanwhile_answers_and_a_broken_one_does_not(own: Ap
 def test_a_server_without_models_says_so(tmp_path: Path) -> None:
     with serving(Settings(models=(tmp_path / "models",), state=tmp_path / "state", device="cpu", run_jobs=False)) as api:
         assert api.get("/models").json() == {"models": [], "broken": []}
-        assert api.get("/readyz").json() == {"status": "ready", "device": "cpu", "models": []}
+        assert api.get("/readyz").json() == {"status": "ready", "device": "cpu", "models": [], "loading": []}
         assert "there are: none yet" in refusal(api.post("/generate", {"model": "digits"}), 404)["detail"]
 
 

@@ -144,7 +144,7 @@ def test_aliases_of_the_first_repository_win(make_version: MakeVersion, reposito
     versions.write_alias([demo], "digits", "production", 1)
     versions.write_alias([demo], "digits", "first", 1)
     versions.write_alias([repository, demo], "digits", "production", 2)
-    assert look(repository, demo).aliases == {"digits": {"production": 2, "first": 1}}
+    assert look(repository, demo).aliases == {"digits": {"production": 2, "previous": 1, "first": 1}}
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"production": "1"}', '{"production": true}', '{"7": 1}', "\ud800"])

@@ -12,7 +12,8 @@ KEY = "a-key-of-16-char"
 
 def test_an_empty_environment_gives_the_defaults() -> None:
     assert from_environment({}) == Settings()
-    names = ("MODELS", "STATE", "DEVICE", "THREADS", "HOST", "PORT", "ALLOWED_HOSTS", "API_KEY", "API_KEY_FILE")
+    names = ("MODELS", "STATE", "DEVICE", "THREADS", "BACKEND", "HOST", "PORT", "ALLOWED_HOSTS", "API_KEY", "API_KEY_FILE")
+    names += ("QUEUE_IMAGES", "QUEUE_MEGABYTES", "DEADLINE_SECONDS", "LOG_FORMAT", "ACCESS_LOG", "MODEL_MEMORY_MEGABYTES", "PIN")
     assert from_environment({f"GANSERVE_{name}": "" for name in names}) == Settings(), "set to nothing is not set"
 
 
@@ -26,12 +27,21 @@ def test_an_empty_environment_gives_the_defaults() -> None:
         ("DEVICE", "cuda:1", "device", "cuda:1"),
         ("THREADS", "1", "threads", 1),
         ("THREADS", "1024", "threads", 1024),
+        ("BACKEND", "onnxruntime", "backend", "onnxruntime"),
         ("HOST", "0.0.0.0", "host", "0.0.0.0"),
         ("PORT", "1", "port", 1),
         ("PORT", "65535", "port", 65535),
         ("PORT", "0", "port", 0),
         ("ALLOWED_HOSTS", "gan.example.org", "allowed_hosts", ("gan.example.org",)),
         ("ALLOWED_HOSTS", " A.example , ,b.EXAMPLE,", "allowed_hosts", ("a.example", "b.example")),
+        ("QUEUE_IMAGES", "1", "queue_images", 1),
+        ("QUEUE_MEGABYTES", "64", "queue_megabytes", 64),
+        ("DEADLINE_SECONDS", "86400", "deadline_seconds", 86400),
+        ("MODEL_MEMORY_MEGABYTES", "256", "model_memory_megabytes", 256),
+        ("PIN", " digits,, fashion ", "pins", ("digits", "fashion")),
+        ("LOG_FORMAT", "json", "log_format", "json"),
+        ("ACCESS_LOG", "1", "access_log", True),
+        ("ACCESS_LOG", "0", "access_log", False),
         ("API_KEY", KEY, "api_key", KEY),
         ("API_KEY", "!" * 300, "api_key", "!" * 300),
     ],
@@ -57,11 +67,20 @@ def test_the_environment_is_read(name: str, text: str, field: str, value: object
         ("THREADS", "1025"),
         ("THREADS", "two"),
         ("THREADS", "1e1"),
+        ("QUEUE_IMAGES", "0"),
+        ("DEADLINE_SECONDS", "0"),
+        ("DEADLINE_SECONDS", "1.5"),
+        ("ACCESS_LOG", "yes"),
     ],
 )
 def test_a_number_that_is_none_is_refused_with_what_is_allowed(name: str, text: str) -> None:
     with pytest.raises(SettingsError, match=f"GANSERVE_{name} is .*; a whole number from [01] to [0-9]+ is allowed"):
         from_environment({f"GANSERVE_{name}": text})
+
+
+def test_an_unknown_form_of_the_log_is_refused() -> None:
+    with pytest.raises(SettingsError, match="GANSERVE_LOG_FORMAT is 'xml'; plain or json is allowed"):
+        from_environment({"GANSERVE_LOG_FORMAT": "xml"})
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import shutil
+import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -15,8 +16,9 @@ import pytest
 import torch
 
 from app.batcher import Batcher
+from app.engines import MAX_UNNAMED
 from app.errors import NotFound, UnknownModel, UnknownVersion
-from app.store import MAX_EXTRA_ENGINES, Store
+from app.store import Store
 from training.contract import Manifest
 from training.files import versions
 from training.files.directories import sha256_of
@@ -34,6 +36,7 @@ async def opened(repositories: Sequence[Path]) -> AsyncIterator[tuple[Store, Bat
         yield store, batcher
     finally:
         await batcher.aclose()
+        await store.aclose()
 
 
 def run(main: Main, *repositories: Path) -> None:
@@ -127,7 +130,7 @@ def test_unknown_version_lists_versions_and_aliases(three: Path) -> None:
     versions.write_alias([three], "digits", "production", 2)
 
     async def main(store: Store) -> None:
-        known = "versions: 1, 2, 3; aliases: production (2)"
+        known = "versions: 1, 2, 3; aliases: previous (3), production (2)"
         assert await refusal(UnknownVersion, store, "digits", 4) == f"model 'digits' has no version 4; {known}"
         assert await refusal(UnknownVersion, store, "digits", "best") == f"model 'digits' has no version 'best'; {known}"
         for odd in ("", "..", "-1", "1.0", "٣", "9" * 60, 0, -1):
@@ -306,6 +309,28 @@ def test_a_published_version_answers_after_the_next_refresh_and_the_old_engine_c
     run(main, three)
 
 
+def test_aliases_of_one_model_move_while_another_loads(three: Path, make_version: MakeVersion) -> None:
+    versions.write_alias([three], "digits", "production", 1)
+
+    async def whole() -> None:
+        async with opened([three]) as (store, batcher):
+            make_version(three, "digits", version=4)  # will answer, and is yet to be loaded
+            gate = threading.Event()
+            held = asyncio.create_task(batcher.run_on_thread(gate.wait))
+            unpointing = asyncio.create_task(store.unpoint("digits", "production"))
+            try:
+                while "production" in versions.read_aliases([three], "digits"):
+                    await asyncio.sleep(0.01)
+                await asyncio.wait_for(store.point("fashion", "best", 1), 30)
+                assert not unpointing.done()
+            finally:
+                gate.set()
+            await asyncio.gather(held, unpointing)
+            assert store.default_version("digits") == 4
+
+    asyncio.run(whole())
+
+
 def test_moving_the_alias_is_a_swap_and_back(three: Path) -> None:
     async def main(store: Store) -> None:
         newest = await store.engine("digits")
@@ -449,7 +474,7 @@ def test_a_client_that_leaves_while_its_version_loads_takes_nothing_from_the_oth
 
 
 def test_of_versions_asked_for_by_number_the_least_recently_used_goes_first(make_version: MakeVersion, repository: Path) -> None:
-    newest = MAX_EXTRA_ENGINES + 2
+    newest = MAX_UNNAMED + 2
     for number in range(1, newest + 1):
         make_version(repository, "digits", version=number)
 
@@ -474,7 +499,7 @@ def test_the_listing_tells_of_each_model_what_answers_and_what_there_is(three: P
         digits, fashion = store.listing().models
         assert (digits.manifest.name, digits.manifest.version) == ("digits", 2)
         assert digits.versions == (1, 2, 3)
-        assert digits.aliases == {"production": 2}
+        assert digits.aliases == {"production": 2, "previous": 3}
         assert digits.buckets["generator"][-1] == 64
         assert fashion.manifest.generator.output.shape == (3, 8, 8)
         assert store.listing().broken == ()

@@ -299,6 +299,7 @@ def test_every_field_of_a_config_is_a_flag() -> None:
         "num_evaluated": 14,
         "on_collapse": "stop",
         "extractor": "digits-classifier",
+        "formats": ["onnx"],
     }
     assert set(other) == set(TrainConfig.model_fields), "a new field wants a value here"
     assert read_by_the_console(train_command(config(**other))) == config(**other)

@@ -351,7 +351,7 @@ def test_a_reference_finds_a_number_an_alias_or_what_answers(tmp_path: Path) -> 
     assert versions.find("mine/best", [tmp_path]).name == "1"
     versions.write_alias([tmp_path], "mine", "production", 3)
     assert versions.find("mine", [tmp_path]).name == "3"
-    assert versions.read_aliases([tmp_path], "mine") == {"best": 1, "production": 3}
+    assert versions.read_aliases([tmp_path], "mine") == {"best": 1, "production": 3, "previous": 2}
 
 
 def test_a_reference_to_nothing_lists_what_there_is(tmp_path: Path) -> None:
@@ -405,14 +405,51 @@ def test_aliases_are_written_to_the_first_repository_alone(tmp_path: Path) -> No
     before = (demo / "digits" / versions.ALIASES).read_bytes()
     versions.write_alias([mine, demo], "digits", "production", 2)
     assert (demo / "digits" / versions.ALIASES).read_bytes() == before
-    assert versions.read_aliases([mine, demo], "digits") == {"production": 2, "old": 1}
+    assert versions.read_aliases([mine, demo], "digits") == {"production": 2, "previous": 1, "old": 1}
 
 
-@pytest.mark.parametrize("content", ["[]", '{"best": "1"}', '{"best": true}', '{"Best": 1}', "{", '{"3": 1}'])
+@pytest.mark.parametrize("share", ["2", "-0.1", "NaN", '"0.5"', "null", "true"])
+def test_a_share_that_is_none_is_an_error(share: str, tmp_path: Path) -> None:
+    add(tmp_path, "mine", 1)
+    versions.write_alias([tmp_path], "mine", "canary", 1, share=0.25)
+    assert versions.read_pointers([tmp_path], "mine") == {"canary": (1, 0.25)}
+    (tmp_path / "mine" / versions.ALIASES).write_text(f'{{"canary": {{"version": 1, "share": {share}}}}}')
+    with pytest.raises(ValueError, match="alias"):
+        versions.read_pointers([tmp_path], "mine")
+
+
+def test_an_alias_without_a_share_has_none(tmp_path: Path) -> None:
+    add(tmp_path, "mine", 1)
+    (tmp_path / "mine" / versions.ALIASES).write_text('{"canary": {"version": 1}}')
+    assert versions.read_pointers([tmp_path], "mine") == {"canary": (1, 0)}
+
+
+def test_an_alias_that_another_repository_sets_too_cannot_be_taken_away(tmp_path: Path) -> None:
+    mine, demo = tmp_path / "mine", tmp_path / "demo"
+    add(demo, "digits", 1, 2)
+    versions.write_alias([demo], "digits", "production", 1)
+    versions.write_alias([mine, demo], "digits", "production", 2)
+    with pytest.raises(OSError, match="'production' is set in a repository that is only read: point it at another version instead"):
+        versions.remove_alias([mine, demo], "digits", "production")
+    assert versions.read_aliases([mine, demo], "digits")["production"] == 2
+
+
+def test_an_alias_that_is_taken_away_leaves_the_others(tmp_path: Path) -> None:
+    add(tmp_path, "mine", 1, 2)
+    versions.write_alias([tmp_path], "mine", "production", 1)
+    versions.write_alias([tmp_path], "mine", "best", 2)
+    versions.remove_alias([tmp_path], "mine", "production")
+    assert versions.read_aliases([tmp_path], "mine") == {"best": 2, "previous": 1}
+    versions.remove_alias([tmp_path], "mine", "previous")
+    with pytest.raises(LookupError, match=r"^model 'mine' has no alias 'previous'; aliases: best$"):
+        versions.remove_alias([tmp_path], "mine", "previous")
+
+
+@pytest.mark.parametrize("content", ["[]", '{"best": "1"}', '{"best": true}', '{"Best": 1}', "{", '{"3": 1}', "[" * 100_000])
 def test_aliases_that_cannot_be_read_are_an_error(content: str, tmp_path: Path) -> None:
     add(tmp_path, "mine", 1)
     (tmp_path / "mine" / versions.ALIASES).write_text(content)
-    with pytest.raises(ValueError, match=r"alias|property name|Expecting"):
+    with pytest.raises(ValueError, match=r"alias|property name|Expecting|nested"):
         versions.read_aliases([tmp_path], "mine")
 
 
