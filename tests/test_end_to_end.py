@@ -114,12 +114,12 @@ def test_samples_png_shows_what_seeds_0_to_63_give(client: httpx.Client) -> None
 
 def test_a_killed_server_goes_on_with_its_job_and_a_queued_one(start: Start, tmp_path: Path) -> None:
     server = start(models=[tmp_path / "models"])
-    long = TINY | {"name": "long", "total_images": 300_000, "checkpoint_images": 6400}
+    long = TINY | {"name": "long", "total_images": 120_000, "checkpoint_images": 6400}
     with httpx.Client(base_url=server.url, timeout=60) as client:
         first = client.post("/train", json=long).headers["location"]
         second = client.post("/train", json=TINY).headers["location"]
         assert client.get(second).json()["position"] == 1
-        wait_for_job(client, first, lambda job: job["progress"]["images"] > 20_000)
+        wait_for_job(client, first, lambda job: job["progress"]["images"] > 4_000)
     server.stop(signal.SIGKILL)
     again = start(tmp_path / "state", [tmp_path / "models"])
     with httpx.Client(base_url=again.url, timeout=60) as client:
@@ -130,10 +130,10 @@ def test_a_killed_server_goes_on_with_its_job_and_a_queued_one(start: Start, tmp
 
 def test_a_stopped_server_asks_its_worker_for_a_checkpoint_and_goes_on_from_there(start: Start, tmp_path: Path) -> None:
     server = start(models=[tmp_path / "models"])
-    long = TINY | {"total_images": 300_000, "checkpoint_images": 10**6}
+    long = TINY | {"total_images": 120_000, "checkpoint_images": 10**6}
     with httpx.Client(base_url=server.url, timeout=60) as client:
         location = client.post("/train", json=long).headers["location"]
-        seen = wait_for_job(client, location, lambda job: job["progress"]["images"] > 20_000)["progress"]["images"]
+        seen = wait_for_job(client, location, lambda job: job["progress"]["images"] > 4_000)["progress"]["images"]
     assert server.stop() == 0
     checkpoints = [int(path.name) for path in (tmp_path / "state" / "jobs").glob("2*/checkpoints/0*")]
     assert len(checkpoints) == 1
