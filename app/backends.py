@@ -23,6 +23,7 @@ from torch import Tensor
 
 from app.choices import Backend
 from training.contract import Format
+from training.files.onnx import open_session
 
 # torch.jit is deprecated upstream, and what versions are published as; a manifest can name other formats beside it
 warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=FutureWarning)
@@ -141,25 +142,9 @@ class _Graphs:
 
 def _onnx(path: Path) -> Runner:
     """With as many threads as torch has on this one."""
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as errors
-
-    failures = tuple(kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.use_deterministic_compute = True
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a thread that spins takes a core from the encoders
-    options.log_severity_level = 3  # what it warns of is how it was exported
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except failures as error:
-        raise RuntimeError(str(error)) from error
+    session = open_session(path, torch.get_num_threads())
 
     def forward(inputs: dict[str, Tensor]) -> Tensor:
-        try:
-            [output] = session.run(None, {name: rows.numpy() for name, rows in inputs.items()})
-        except failures as error:
-            raise RuntimeError(str(error)) from error
-        return torch.from_numpy(output)
+        return torch.from_numpy(session.run({name: rows.numpy() for name, rows in inputs.items()}))
 
-    return Runner(forward, tuple(each.name for each in session.get_inputs()), small_batches=(1, 2))
+    return Runner(forward, session.inputs, small_batches=(1, 2))

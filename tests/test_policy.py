@@ -29,6 +29,7 @@ IMPORTS = (
     ("training.contract", "", "pydantic"),
     ("training.probe", "training.contract", ""),
     ("training.files.pictures", "training.contract", "PIL numpy"),
+    ("training.files.onnx", "", "onnxruntime numpy"),
     ("training.files.*", "training.contract training.files.*", "pydantic"),
     ("training.architectures.*", "training.contract training.game training.layers training.features.*", "torch pydantic"),
     ("training.features.inception", "training.contract training.features training.features.* training.files.*", "torch torch_fidelity"),
@@ -42,7 +43,7 @@ IMPORTS = (
     ("training.blueprint", "training.catalog training.contract training.game", "torch"),
     ("training.summary", "training.contract training.files training.files.*", "matplotlib numpy PIL"),
     ("training.event_files", "training.contract", "torch numpy PIL"),
-    ("training.export_onnx", "training.contract training.game", "torch onnxruntime"),
+    ("training.export_onnx", "training.contract training.files.onnx training.game", "torch"),
     ("training.estimate", "training.* !training.architectures.* !training.worker !training.catalog", "torch"),
     ("training.submission", "training.* !training.architectures.* !training.worker", "pydantic"),
     ("training.*", "training.* !training.architectures.* !training.worker !training.catalog", "torch torchvision numpy pydantic"),
@@ -71,7 +72,7 @@ IMPORTS = (
         (f"app.{room}", "app.* !app.main !app.routes.* training.contract training.probe training.files.*", "torch numpy pydantic")
         for room in ("inference", "scoring", "transform", "forms")
     ),
-    ("app.backends", "app.choices training.contract", "torch onnxruntime"),
+    ("app.backends", "app.choices training.contract training.files.onnx", "torch"),
     ("app.encoders", "app.errors", "PIL isal numpy"),
     ("app.protocol.*", "app.* !app.main !app.routes.* training.contract", "torch numpy pydantic pydantic_core"),
     ("app.metrics", "app.visits training.contract", "prometheus_client"),
@@ -86,7 +87,7 @@ IMPORTS = (
 # name -> the files that it stands in, as it is written or imported under whatever name
 NAMES = (
     ("torch.jit", "app/backends.py training/export.py"),
-    ("onnxruntime", "app/backends.py training/export_onnx.py"),
+    ("onnxruntime", "training/files/onnx.py"),
     ("torch.onnx", "training/export_onnx.py"),
     ("app.main", "app/server.py ganserve/*"),
     ("training.summary", "training/worker.py training/run.py"),  # nobody else waits for matplotlib

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.contract import UserError
+from training.files.onnx import open_session
 from training.game import Player, Tensors
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -65,20 +66,15 @@ def _forget_sources(model: Any) -> None:  # noqa: ANN401 - onnx_ir's, which only
 
 
 def _runtime(path: Path) -> Callable[..., Tensor]:
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as errors
-
-    failures = tuple(kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception))
     try:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except failures as error:
+        session = open_session(path, torch.get_num_threads())
+    except RuntimeError as error:
         raise OnnxError(f"ONNX Runtime refuses it: {error}") from error
 
     def run(**inputs: Tensor) -> Tensor:
         try:
-            [output] = session.run(None, {name: rows.numpy() for name, rows in inputs.items()})
-        except failures as error:
+            return torch.from_numpy(session.run({name: rows.numpy() for name, rows in inputs.items()}))
+        except RuntimeError as error:
             raise OnnxError(f"ONNX Runtime fails at it: {error}") from error
-        return torch.from_numpy(output)
 
     return run
