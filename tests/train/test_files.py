@@ -445,6 +445,14 @@ def test_an_alias_that_is_taken_away_leaves_the_others(tmp_path: Path) -> None:
         versions.remove_alias([tmp_path], "mine", "previous")
 
 
+def test_the_way_back_is_kept_where_the_same_version_answers_on(tmp_path: Path) -> None:
+    add(tmp_path, "mine", 1, 2)
+    versions.write_alias([tmp_path], "mine", "production", 1)
+    versions.write_alias([tmp_path], "mine", "production", 2)
+    versions.remove_alias([tmp_path], "mine", "production")
+    assert versions.read_aliases([tmp_path], "mine") == {"previous": 1}
+
+
 @pytest.mark.parametrize("content", ["[]", '{"best": "1"}', '{"best": true}', '{"Best": 1}', "{", '{"3": 1}', "[" * 100_000])
 def test_aliases_that_cannot_be_read_are_an_error(content: str, tmp_path: Path) -> None:
     add(tmp_path, "mine", 1)

@@ -126,20 +126,21 @@ def write_alias(
 
 
 def remove_alias(repositories: Sequence[Path], name: str, alias: str) -> None:
-    """Take an alias away; where that is `production`, `previous` names what it named.
+    """Take an alias away; where that is `production` and another version answers now, `previous` names what it named.
 
     Raises:
         LookupError: there is no such alias.
         OSError: another repository than the first sets it, or that one cannot be written to.
     """
-    if alias not in (known := read_aliases(repositories, name)):
-        raise LookupError(f"model {name!r} has no alias {alias!r}; aliases: {', '.join(known) or 'none'}")
+    if alias not in (aliases := read_aliases(repositories, name)):
+        raise LookupError(f"model {name!r} has no alias {alias!r}; aliases: {', '.join(aliases) or 'none'}")
     if any(alias in read_aliases([repository], name) for repository in repositories[1:]):
         raise OSError(errno.EROFS, f"{alias!r} is set in a repository that is only read: point it at another version instead")
     with _changing(repositories[0] / name):
         pointers = read_pointers(repositories[:1], name)
         pointer = pointers.pop(alias, None)
-        if pointer is not None and alias == PRODUCTION and pointer.version in versions(repositories, name):
+        known = versions(repositories, name)
+        if pointer is not None and alias == PRODUCTION and pointer.version in known and pointer.version != max(known):
             pointers[PREVIOUS] = Pointer(pointer.version)
         _write_pointers(repositories[0] / name, pointers)
 
