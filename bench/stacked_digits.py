@@ -40,8 +40,7 @@ class Side:
 
 
 SIDES = {
-    # its recipe is the relativistic loss with R1 + R2 on networks without norms; a weight of 5 in place of 1, since more kinds were there
-    # after 20,000 images with 10 (770, divergence 1.0) than with 1 (551, 2.0), and digits were clearer with 1
+    # its recipe is the relativistic loss with R1 + R2 on networks without norms; the penalty is heavier than there, for more kinds early
     "r3gan": Side(("--architecture", "r3gan", "--penalty-options.weight", "5", "--total-images", "700000"), 100.0),
     "dcgan, plain": Side(("--architecture", "dcgan", "--recipe=false", "--total-images", "3000000", "--ema-halflife-images", "0"), 30.0),
 }
