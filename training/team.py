@@ -7,18 +7,26 @@ member's state is everybody's, and a checkpoint can be gone on with by any numbe
 
 import atexit
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from training.contract import UserError
 from training.game import Round, Tensors
 
 STEPS_BETWEEN_MEETINGS = 8
+ARRIVAL_TIMEOUT = timedelta(minutes=5)  # a cold disk gives torch to one member after the other
+CONNECTION_TIMEOUT = timedelta(minutes=1)  # of members that are all there
+MESSAGE_TIMEOUT = timedelta(hours=2)  # the others wait while one evaluates and publishes; torchrun tells them when it dies
 
 
 class LostMemberError(UserError):
@@ -42,11 +50,13 @@ class Team:
         if not dist.is_torchelastic_launched():
             return cls()
         if not dist.is_initialized():
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
-                dist.init_process_group("nccl", device_id=device)
-            else:
-                dist.init_process_group("gloo")
+            store, rank, size = _meeting_place()
+            gpu = device if device.type == "cuda" else None
+            if gpu:
+                torch.cuda.set_device(gpu)
+            backend = "nccl" if gpu else "gloo"
+            dist.init_process_group(backend, timeout=CONNECTION_TIMEOUT, store=store, rank=rank, world_size=size, device_id=gpu)
+            dist.set_timeout(MESSAGE_TIMEOUT)
             atexit.register(dist.destroy_process_group)  # its threads abort a process that ends without it, now and then
         return cls(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"]))
 
@@ -136,6 +146,30 @@ def _together(message: Callable[[], object]) -> None:
 
 
 ALONE = Team()
+
+
+def _meeting_place() -> tuple[Store, int, int]:
+    """A store that none but these members know, this one's rank, and their number.
+
+    torchrun's own store outlives a restart, and so do the addresses that the former members left in it; its restart count is not the
+    same on all machines. So the leader makes up a name, and tells it to who asks with a name that is new as well.
+    """
+    store, rank, size = next(rendezvous("env://", timeout=ARRIVAL_TIMEOUT))
+    mine = uuid.uuid4().hex
+    if rank:
+        store.set(f"asks/{rank}", mine)
+        leader = store.get(f"answer/{mine}").decode()  # waits
+        store.add(f"{leader}/arrived", 1)
+        return PrefixStore(leader, store), rank, size
+    deadline = time.monotonic() + ARRIVAL_TIMEOUT.total_seconds()
+    while store.add(f"{mine}/arrived", 0) < size - 1:
+        if time.monotonic() > deadline:
+            raise UserError(f"of {size} processes not all have come within {ARRIVAL_TIMEOUT.seconds} s; look at what the others say")
+        for asks in (f"asks/{other}" for other in range(1, size)):
+            if store.check([asks]):
+                store.set(f"answer/{store.get(asks).decode()}", mine)
+        time.sleep(0.05)
+    return PrefixStore(mine, store), rank, size
 
 
 def is_restarted() -> bool:

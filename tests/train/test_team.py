@@ -135,7 +135,7 @@ def members(parent: int) -> list[int]:
 
 
 def test_a_killed_member_brings_all_back_to_the_checkpoint_and_the_run_is_finished(run: Path, datasets_folder: Path) -> None:
-    process = torchrun(run, datasets_folder, processes=2, restarts=6)  # gloo fails to connect now and then, which costs one
+    process = torchrun(run, datasets_folder, processes=2, restarts=1)
     deadline = time.monotonic() + 120
     while runs.checkpoint_images(run) == 0:
         assert process.poll() is None, process.communicate()[0]
