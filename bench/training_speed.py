@@ -74,19 +74,20 @@ def main() -> None:
 
 
 def textbook(rounds: int) -> Iterator[str]:
-    yield "| network | size | batch | textbook images/s | ours, same networks | times (wanted) | ours, doubling folded in | times |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| network | size | batch | textbook images/s | ours, same networks | times (wanted) | doubling folded in | times | and in bfloat16 | times |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for case in TEXTBOOK:
         with tempfile.TemporaryDirectory() as folder:
             sides = {f"textbook {workers}": tutorial(case, workers) for workers in (0, num_cores())}
             sides["same"], sides["folded"] = ours(case, Path(folder), fold=False), ours(case, Path(folder))
+            sides["half"] = ours(case, Path(folder), precision="bfloat16")
             rates = take_turns(sides, rounds, case.batch_size)
         best = max(("textbook 0", f"textbook {num_cores()}"), key=lambda side: statistics.median(rates[side]))
-        same, folded = (times(rates[side], rates[best]) for side in ("same", "folded"))
+        same, folded, half = (times(rates[side], rates[best]) for side in ("same", "folded", "half"))
         size = "x".join(map(str, case.shape))
         folded_cells = f"{span(rates['folded'])} | {folded}" if case.name == "cifar" else "- | -"
         cells = f"{span(rates[best])} ({best.split()[1]} workers) | {span(rates['same'])} | {same} ({case.wanted})"
-        yield f"| {case.name} | {size} | {case.batch_size} | {cells} | {folded_cells} |"
+        yield f"| {case.name} | {size} | {case.batch_size} | {cells} | {folded_cells} | {span(rates['half'])} | {half} |"
 
 
 def tutorial(case: Case, num_workers: int) -> Callable[[], None]:

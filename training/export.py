@@ -27,7 +27,7 @@ from training.probe import PROBE_VALUES, probe_inputs, probe_shape, probe_step
 warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=FutureWarning)
 
 CHECKED_ROWS = 8
-TOLERANCE = 1e-5  # between scripted and eager, and between a row's batch-mates: kernels may differ in the last bits
+TOLERANCE = 1e-4  # between scripted and eager, and between a row's batch-mates: a hundredth of a pixel, which large weights stay below
 PROBE_TOLERANCE = 1e-3  # at loading: another processor, or a GPU with reduced precision
 NUM_QUANTILES = 101
 MAX_SCORED = 2000  # images of each kind behind the score reference

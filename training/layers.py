@@ -68,6 +68,24 @@ class DoublingConv2d(nn.Conv2d):
         return F.conv_transpose2d(input, kernel.flip(2, 3).transpose(0, 1), self.bias, stride=2, padding=1)
 
 
+class Dropout(nn.Dropout):
+    """As nn.Dropout. On a CPU its mask is made of 16 random bits a value, in a fifth of the time that torch takes; `p` is then rounded to
+    a multiple of 2**-16, and what is kept is scaled by that."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - its name in torch
+        return self._dropped(input) if self.training and self.p > 0 else input
+
+    @torch.jit.unused
+    def _dropped(self, input: Tensor) -> Tensor:  # noqa: A002
+        if input.device.type != "cpu" or torch.compiler.is_compiling() or self.inplace:
+            return F.dropout(input, self.p, training=True, inplace=self.inplace)
+        bits = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        dense = torch.empty_like(input, dtype=torch.int16)  # the input's own order of axes in memory
+        dropped = min(round(self.p * 2**16), 2**16 - 1)
+        kept = bits.as_strided(dense.shape, dense.stride()) >= dropped - 2**15
+        return input * (kept.to(input.dtype) * (2**16 / (2**16 - dropped)))
+
+
 def norm2d(norm: Norm, channels: int) -> nn.Module:
     """The norm that a discriminator may hold: see `training.game.Terms`."""
     if norm == "batch":

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from training.layers import DoublingConv2d, add_spectral_norm, fold_parametrizations, initialise_normal, norm2d
+from training.layers import DoublingConv2d, Dropout, add_spectral_norm, fold_parametrizations, initialise_normal, norm2d
 
 Make = Callable[[], nn.Module]
 
@@ -155,3 +155,30 @@ def test_a_network_without_parametrizations_is_folded_into_itself() -> None:
     before = layer.weight
     fold_parametrizations(layer)
     assert layer.weight is before
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_dropout_leaves_out_its_share_and_scales_the_rest(share: float, memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    dropout, given = Dropout(share).train(), torch.ones(8, 6, 50, 51).to(memory_format=memory_format).requires_grad_()
+    dropped = dropout(given)
+    assert dropped.is_contiguous(memory_format=memory_format)
+    assert float((dropped == 0).float().mean()) == pytest.approx(share, abs=0.005)  # 122,400 values: three deviations and more
+    assert dropped[dropped != 0].unique().tolist() == pytest.approx([1 / (1 - share)], rel=1e-3)
+    assert float(dropped[0].detach().mean(0).std()) > 0.05, "channels are not left out together"
+    (gradient,) = torch.autograd.grad(dropped.square().sum(), given, create_graph=True)
+    assert torch.allclose(gradient, 2 * dropped * dropped.max()), "where it is left out, nothing flows back"
+    torch.autograd.grad(gradient.sum(), given)  # as a penalty asks
+    torch.manual_seed(0)
+    assert torch.equal(dropout(given), dropped)
+    assert not torch.equal(dropout(given), dropped)
+    assert torch.equal(dropout.eval()(given), given)
+
+
+def test_dropout_keeps_all_at_0_and_halves_their_type() -> None:
+    given = torch.rand(7, 3)
+    assert torch.equal(Dropout(0.0).train()(given), given)
+    assert Dropout(0.5).train()(given.bfloat16()).dtype == torch.bfloat16
+    assert Dropout(0.9999999).train()(torch.ones(1000, 100)).count_nonzero() < 20
+    assert torch.equal(torch.jit.script(Dropout(0.5).eval())(given), given)

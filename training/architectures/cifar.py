@@ -26,7 +26,7 @@ from training.game import (
     latent_game,
     latent_players,
 )
-from training.layers import DoublingConv2d, initialise_normal, norm2d
+from training.layers import DoublingConv2d, Dropout, initialise_normal, norm2d
 
 SMALLEST, LARGEST, STEP = 16, 64, 4  # pixels a side: two doublings begin from a quarter of it
 
@@ -64,10 +64,10 @@ class Discriminator(nn.Module):
     def __init__(self, width: int, dropout: float, shape: tuple[int, int, int], norm: Norm) -> None:
         super().__init__()
         channels, height, width_pixels = shape
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, 2, 1), nn.LeakyReLU(0.2, inplace=True), nn.Dropout(dropout)]
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, 2, 1), nn.LeakyReLU(0.2, inplace=True), Dropout(dropout)]
         for stride in (2, 2, 1):
             convolution = nn.Conv2d(width, 2 * width, 3, stride, 1, bias=norm == "none")
-            layers += [convolution, norm2d(norm, 2 * width), nn.LeakyReLU(0.2, inplace=True), nn.Dropout(dropout)]
+            layers += [convolution, norm2d(norm, 2 * width), nn.LeakyReLU(0.2, inplace=True), Dropout(dropout)]
             width *= 2
         places = -(-height // 8) * -(-width_pixels // 8)
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * places, 1))

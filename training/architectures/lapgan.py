@@ -34,6 +34,7 @@ from training.game import (
     latent_spec,
     score_spec,
 )
+from training.layers import Dropout
 
 LEAST_DEVIATION = 1 / 127.5  # one of 256 steps: the detail of flat images must not be divided by nothing
 Shape = tuple[int, int, int]
@@ -93,8 +94,8 @@ class FirstDiscriminator(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Flatten(),
-            *(nn.Linear(shape[0] * shape[1] * shape[2], width), nn.LeakyReLU(0.2, inplace=True), nn.Dropout(dropout)),
-            *(nn.Linear(width, width), nn.LeakyReLU(0.2, inplace=True), nn.Dropout(dropout)),
+            *(nn.Linear(shape[0] * shape[1] * shape[2], width), nn.LeakyReLU(0.2, inplace=True), Dropout(dropout)),
+            *(nn.Linear(width, width), nn.LeakyReLU(0.2, inplace=True), Dropout(dropout)),
             nn.Linear(width, 1),
         )
 
@@ -140,7 +141,7 @@ class DetailDiscriminator(nn.Module):
         self.layers = nn.Sequential(
             *(nn.Conv2d(2 * channels, width, 5, padding=2), nn.LeakyReLU(0.2, inplace=True)),
             *(nn.Conv2d(width, width, 5, stride=2, padding=2), nn.LeakyReLU(0.2, inplace=True)),
-            *(nn.Flatten(), nn.Dropout(dropout), nn.Linear(width * (height // 2) * (width_pixels // 2), 1)),
+            *(nn.Flatten(), Dropout(dropout), nn.Linear(width * (height // 2) * (width_pixels // 2), 1)),
         )
 
     def forward(self, image: Tensor) -> Tensor:

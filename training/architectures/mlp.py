@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from training.game import Architecture, DataSpec, Game, Player, ScoreKind, Terms, latent_game, latent_players
+from training.layers import Dropout
 
 Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=16384)], ...], Field(strict=False, min_length=1, max_length=8)]
 
@@ -39,7 +40,7 @@ class Discriminator(nn.Module):
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
         for width_in, width_out in zip((shape[0] * shape[1] * shape[2], *widths), widths, strict=False):
-            layers += [nn.Linear(width_in, width_out), nn.LeakyReLU(0.2, inplace=True), nn.Dropout(dropout)]
+            layers += [nn.Linear(width_in, width_out), nn.LeakyReLU(0.2, inplace=True), Dropout(dropout)]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
 
     def forward(self, image: Tensor) -> Tensor:

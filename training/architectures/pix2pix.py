@@ -33,7 +33,7 @@ from training.game import (
     UnsuitableDataError,
     score_spec,
 )
-from training.layers import DoublingConv2d, initialise_normal, norm2d
+from training.layers import DoublingConv2d, Dropout, initialise_normal, norm2d
 
 PATCHES = {70: 3, 34: 2, 16: 1}  # pixels a side that a score looks at -> halvings before it; section 6.2 of the paper
 NUM_DROPPED = 3  # blocks behind the bottleneck that have dropout
@@ -61,7 +61,7 @@ class Generator(nn.Module):
             behind = widths[level] if level == num_levels - 1 else 2 * widths[level]
             dropped = num_levels - 1 - level < NUM_DROPPED
             norm = nn.InstanceNorm2d(widths[level - 1], affine=True)
-            up.append(nn.Sequential(*double(behind, widths[level - 1], bias=False), norm, nn.Dropout(dropout if dropped else 0.0)))
+            up.append(nn.Sequential(*double(behind, widths[level - 1], bias=False), norm, Dropout(dropout if dropped else 0.0)))
         self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
         self.last = nn.Sequential(*double(2 * width, channels, bias=True), nn.Tanh())
         self.apply(initialise_normal)
