@@ -71,6 +71,9 @@ class Game:
 
     reconstruction: of the generated images and their round, a scalar that is added to the generator's loss.
     adversarial_weight: of the adversarial term beside it.
+    class_scores: of images, the discriminator's score of each as every class, (N, K); its score with the label is the label's mean of them.
+        Where there is one, the cross-entropy of these with the label is added to the loss of both sides, `classification_weight` times:
+        the discriminator's of real images, the generator's of generated ones (Odena et al. 2017, arXiv:1610.09585).
     warmup: for the first `warmup_share` of the game's images the generator learns by this alone, and is judged by nobody; of the
         generated images and their round, a scalar.
     share: of the run's images, in proportion to the other games'. Games are played one after the other; when one ends, its
@@ -82,6 +85,8 @@ class Game:
     deal: Callable[[Tensors, torch.Generator], Round]
     reconstruction: Callable[[Tensor, Round], Tensor] | None = None
     adversarial_weight: float = 1.0
+    class_scores: Callable[[Tensor], Tensor] | None = None
+    classification_weight: float = 1.0
     warmup: Callable[[Tensor, Round], Tensor] | None = None
     warmup_share: float = 0.0
     share: float = 1.0
@@ -193,7 +198,13 @@ def latent_players(game: Game, latent_size: int, shape: tuple[int, int, int], sc
     }
 
 
-def labelled_game(generator: nn.Module, discriminator: nn.Module, latent_size: int) -> Game:
+def labelled_game(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    latent_size: int,
+    class_scores: Callable[[Tensor], Tensor] | None = None,
+    classification_weight: float = 1.0,
+) -> Game:
     """The class-conditional game: generated images have the labels of the batch, and so the classes' own frequencies."""
 
     def deal(batch: Tensors, random: torch.Generator) -> Round:
@@ -201,7 +212,7 @@ def labelled_game(generator: nn.Module, discriminator: nn.Module, latent_size: i
         inputs = {"latent": draw_latent(batch, latent_size, random), "label": label}
         return Round(inputs=inputs, target=batch["image"], condition={"label": label})
 
-    return Game(generator, discriminator, deal)
+    return Game(generator, discriminator, deal, class_scores=class_scores, classification_weight=classification_weight)
 
 
 def labelled_players(game: Game, latent_size: int, data: DataSpec, score: ScoreKind) -> dict[str, Player]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
@@ -54,12 +55,11 @@ class Rules:
             team=team,
         )
 
-    def forward(self, network: nn.Module, *images: Tensor, **inputs: Tensor) -> Tensor:
+    def forward(self, network: Callable[..., Tensor], *images: Tensor, **inputs: Tensor) -> Tensor:
         """A pass through a network; float32 comes out."""
         device = next(iter((*images, *inputs.values()))).device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.bfloat16):
-            output: Tensor = network(*images, **inputs)
-        return output.float()
+            return network(*images, **inputs).float()
 
 
 Next = Callable[[], Tensors]  # the next batch of real data
@@ -149,7 +149,7 @@ class Match:
         if rules.penalties and penalised:
             for batch in images:
                 batch.requires_grad_()
-        judge = _Judge(self.game.discriminator, rules, dealt.condition, random)
+        judge = _Judge(self.game, rules, dealt.condition, random)
         real, fake = judge.both(*images)
         loss = rules.loss.discriminator(real, fake)
         terms = {"discriminator_loss": loss, "score_real": real.mean()}
@@ -161,12 +161,15 @@ class Match:
                 penalties = torch.stack([each(judge, *images, random) for each in rules.penalties])
                 terms["penalty"] = rules.penalty_interval * penalties.sum()
             loss = loss + terms["penalty"]
+        if self.game.class_scores is not None:
+            terms["classification_real"] = judge.classified(images[0])
+            loss = loss + self.game.classification_weight * terms["classification_real"]
         _descend(self.discriminator_optimizer, loss, rules.team)
         rules.loss.constrain(self.game.discriminator)
         return terms
 
     def _move_generator(self, rules: Rules, dealt: Round, generated: Tensor, random: torch.Generator) -> dict[str, Tensor]:
-        game, judge = self.game, _Judge(self.game.discriminator, rules, dealt.condition, random)
+        game, judge = self.game, _Judge(self.game, rules, dealt.condition, random)
         game.discriminator.requires_grad_(False)  # its weights need no gradient of the generator's loss
         fake = judge(generated)
         with torch.no_grad():
@@ -175,6 +178,9 @@ class Match:
         terms = {"generator_loss": loss, "score_generated": fake.mean()}
         if rules.loss.score == "logit":
             terms["probability_generated"] = fake.sigmoid().mean()
+        if game.class_scores is not None:
+            terms["classification_generated"] = judge.classified(generated)
+            loss = loss + game.classification_weight * terms["classification_generated"]
         if game.reconstruction is not None:
             terms["reconstruction_loss"] = game.reconstruction(generated, dealt)
             loss = game.adversarial_weight * loss + terms["reconstruction_loss"]
@@ -215,33 +221,44 @@ class Match:
 
 
 class _Judge:
-    """The discriminator in one step. It remembers what it said: a penalty at the images of the loss costs no further pass."""
+    """The discriminator in one step. It remembers what it said: a penalty at the images of the loss costs no further pass.
 
-    def __init__(self, discriminator: nn.Module, rules: Rules, condition: Tensors, random: torch.Generator) -> None:
-        self._discriminator, self._rules, self._condition, self._random = discriminator, rules, condition, random
-        self._said: list[tuple[Tensor, Tensor]] = []  # images and their scores
+    What it says of a batch is its scores (N,), or where it classifies too those as every class (N, K).
+    """
+
+    def __init__(self, game: Game, rules: Rules, condition: Tensors, random: torch.Generator) -> None:
+        self._game, self._rules, self._condition, self._random = game, rules, condition, random
+        self._said: list[tuple[Tensor, Tensor]] = []  # images and what was said of them
 
     def __call__(self, images: Tensor) -> Tensor:
-        for known, scores in self._said:
-            if known is images:
-                return scores
-        scores = self._score(images, self._condition)
-        self._said.append((images, scores))
-        return scores
+        said = self._of(images)
+        return said if self._game.class_scores is None else (said * self._condition["label"]).sum(1)
+
+    def classified(self, images: Tensor) -> Tensor:
+        """How far it is from naming the labels: a cross-entropy."""
+        return F.cross_entropy(self._of(images), self._condition["label"])
 
     def both(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of both. A batch norm must see them apart: together, its statistics would tell the one from the other."""
-        if not self._rules.samplewise:
-            return self(real), self(fake)
-        twice = {name: torch.cat([values, values]) for name, values in self._condition.items()}
-        scores = self._score(torch.cat([real, fake]), twice).chunk(2)
-        self._said += zip((real, fake), scores, strict=True)
-        return scores[0], scores[1]
+        if self._rules.samplewise:
+            twice = {name: torch.cat([values, values]) for name, values in self._condition.items()}
+            self._said += zip((real, fake), self._say(torch.cat([real, fake]), twice).chunk(2), strict=True)
+        return self(real), self(fake)
 
-    def _score(self, images: Tensor, condition: Tensors) -> Tensor:
+    def _of(self, images: Tensor) -> Tensor:
+        for known, said in self._said:
+            if known is images:
+                return said
+        said = self._say(images, self._condition)
+        self._said.append((images, said))
+        return said
+
+    def _say(self, images: Tensor, condition: Tensors) -> Tensor:
         if self._rules.augmentations:
             images = augment(images, self._rules.augmentations, self._random)
-        return self._rules.forward(self._discriminator, images, **condition)
+        if self._game.class_scores is not None:
+            return self._rules.forward(self._game.class_scores, images)
+        return self._rules.forward(self._game.discriminator, images, **condition)
 
 
 def _adam(module: nn.Module, config: OptimizerConfig) -> Adam:

@@ -19,7 +19,7 @@ PRESETS: Mapping[str, Preset] = {
         "Handwritten digits of every class within two minutes on two cores (bench/time_to_quality.py); wants the data set mnist.",
         {
             "architecture": "cgan",
-            "options": {"generator_width": 16, "discriminator_width": 16},
+            "options": {"generator_width": 16, "discriminator_width": 16, "classification_weight": 1.0},
             "dataset": "mnist",
             "total_images": 400_000,
             "batch_size": 64,

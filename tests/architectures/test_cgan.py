@@ -1,5 +1,6 @@
 import pytest
 import torch
+from pydantic import ValidationError
 from tiny import CLASSES, batch_of, data_for, tiny
 from torch import Tensor, nn
 
@@ -144,6 +145,29 @@ def test_the_served_players_take_weights_over_the_classes_and_are_given_the_real
     given = architecture.given(batch)
     assert torch.equal(given.inputs["label"], batch["label"])
     assert torch.equal(given.condition["label"], batch["label"])
+
+
+# --- the classification term --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["batch", "sample", "none"])
+def test_the_scores_of_all_classes_are_those_with_each_label(norm: Norm) -> None:
+    game = played(norm=norm, classification_weight=0.5)
+    assert game.class_scores is not None
+    assert game.classification_weight == 0.5
+    image, discriminator = torch.randn(4, 1, 16, 16), game.discriminator.eval()
+    each = [discriminator(image, torch.eye(3)[[label] * 4]) for label in range(3)]
+    assert torch.allclose(game.class_scores(image), torch.stack(each, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("discriminator", DISCRIMINATORS)
+def test_it_is_off_unless_it_is_asked_for(discriminator: str) -> None:
+    assert played(discriminator=discriminator).class_scores is None
+
+
+def test_it_wants_scores_of_every_class_at_once() -> None:
+    with pytest.raises(ValidationError, match=r"classification_weight needs the projection discriminator.*; give it, or 0"):
+        tiny("cgan", discriminator="concatenation", classification_weight=1.0)
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import CLASSES, batch_of
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -133,6 +134,32 @@ def mean_norm(match: Match) -> float:
     """Of the discriminator's gradient at the real images."""
     (gradient,) = gradients(match.game.discriminator.eval(), batch_of(DATA, 8)["image"])
     return float(gradient.detach().norm(dim=1).mean())
+
+
+@pytest.mark.parametrize("penalty", ["none", "r1"])
+def test_a_classification_term_moves_both_sides_towards_the_label(penalty: str) -> None:
+    """Of real images for the one, of generated ones for the other, `weight` times."""
+    options = OPTIONS["cgan"]
+
+    def after(weight: float) -> tuple[Match, dict[str, float]]:
+        match, rules = a_match("cgan", options={**options, "classification_weight": weight}, penalty=penalty)
+        return match, play(match, rules)
+
+    without, _ = after(0.0)
+    with_it, terms = after(2.0)
+    fresh, _ = a_match("cgan", options={**options, "classification_weight": 2.0}, penalty=penalty)
+    assert fresh.game.class_scores is not None
+    batch = batch_of(DATA, 8)
+    expected = F.cross_entropy(fresh.game.class_scores(batch["image"]), batch["label"].argmax(1))
+    assert terms["classification_real"] == pytest.approx(expected.item(), rel=1e-5)
+    assert 0 < terms["classification_generated"] < 10
+    for part in ("generator", "discriminator"):
+        before, now = (dict(getattr(match.game, part).named_parameters()) for match in (without, with_it))
+        assert any(not torch.equal(before[name], now[name]) for name in before), part
+    match, rules = a_match("cgan", 0.01, options={**options, "classification_weight": 2.0}, penalty=penalty)
+    first, last = play(match, rules), play(match, rules, 60, first=1)
+    assert last["classification_real"] < 0.7 * first["classification_real"]
+    assert last["classification_generated"] < 0.7 * first["classification_generated"]
 
 
 def seen_by(discriminator: nn.Module) -> list[Tensor]:

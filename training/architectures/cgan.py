@@ -1,17 +1,19 @@
 """Class-conditional GAN: the label is asked of the generator, and judged by the discriminator.
 
 Sources: Mirza and Osindero 2014, arXiv:1411.1784, the conditional game; Miyato and Koyama 2018, arXiv:1802.05637, equation 4, the
-projection discriminator and the generator's conditional batch norm (de Vries et al. 2017, arXiv:1707.00683, equation 5). The convolutions
-are DCGAN's (arXiv:1511.06434). Deviations: the projection meets the last features in their places, not summed over them, since a small
-network's are local; a concatenated label is planes beside the image's own, so that no layer is blind to it; the recipe adds R1. A label is
-weights over the classes and enters by matrix products alone, so that classes can be mixed.
+projection discriminator and the generator's conditional batch norm (de Vries et al. 2017, arXiv:1707.00683, equation 5); Odena et al.
+2017, arXiv:1610.09585, equation 2, the classification term. The convolutions are DCGAN's (arXiv:1511.06434). Deviations: the projection
+meets the last features in their places, not summed over them, since a small network's are local; the classification term, off unless it
+is asked for, is of the projection's own scores and not of a second head; a concatenated label is planes beside the image's own, so that
+no layer is blind to it; the recipe adds R1. A label is weights over the classes and enters by matrix products alone, so that classes can
+be mixed.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 from torch import Tensor, nn
 
 from training.game import (
@@ -104,6 +106,12 @@ class ProjectionDiscriminator(nn.Module):
         logit = self.unconditional(features) + (self.embedding(label) * features).sum(1, keepdim=True)
         return torch.flatten(logit)  # (N, 1) -> (N,)
 
+    def class_scores(self, image: Tensor) -> Tensor:
+        """(N, K): `forward` with each of the labels, in one pass."""
+        features: Tensor = self.features(image)
+        scores: Tensor = self.unconditional(features) + features @ self.embedding.weight
+        return scores
+
 
 class ConcatenationDiscriminator(nn.Module):
     """image (N, C, S, S) in [-1, 1], label (N, K) -> logit (N,): each class is one more plane, all of its weight."""
@@ -151,6 +159,20 @@ class Cgan(Architecture):
         default=32, description="Channels of the discriminator's first layer; they double towards the logit."
     )
 
+    classification_weight: Annotated[float, Field(ge=0, le=1000)] = Field(
+        default=0.0,
+        description="How much both sides are moved by whether the discriminator names the label among all (AC-GAN); 0 is not at all."
+        " Images become easier to name, sooner, and less varied.",
+    )
+
+    @model_validator(mode="after")
+    def _check_classification(self) -> Self:
+        if self.classification_weight and self.discriminator != "projection":
+            raise ValueError(
+                "classification_weight needs the projection discriminator, which scores every class in one pass; give it, or 0"
+            )
+        return self
+
     def check(self, data: DataSpec) -> None:
         if data.class_names is None:
             raise UnsuitableDataError(
@@ -167,9 +189,11 @@ class Cgan(Architecture):
             generator = NormGenerator(self.latent_size, num_classes, self.generator_width, channels, size)
         else:
             generator = EmbeddingGenerator(self.latent_size, num_classes, self.generator_width, channels, size)
-        judge = ProjectionDiscriminator if self.discriminator == "projection" else ConcatenationDiscriminator
-        discriminator = judge(num_classes, self.discriminator_width, channels, size, terms.norm)
-        return {"main": labelled_game(generator, discriminator, self.latent_size)}
+        judging = (num_classes, self.discriminator_width, channels, size, terms.norm)
+        if self.discriminator == "concatenation":
+            return {"main": labelled_game(generator, ConcatenationDiscriminator(*judging), self.latent_size)}
+        judge, weight = ProjectionDiscriminator(*judging), self.classification_weight
+        return {"main": labelled_game(generator, judge, self.latent_size, judge.class_scores if weight else None, weight)}
 
     def players(self, games: Mapping[str, Game], *, data: DataSpec, score: ScoreKind) -> dict[str, Player]:
         return labelled_players(games["main"], self.latent_size, data, score)
