@@ -1,9 +1,8 @@
 """A client that leaves takes its queued work with it, and so does one whose time is over."""
 
 import asyncio
-from collections.abc import Coroutine
-from contextlib import suppress
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from fastapi import Request
 
@@ -14,7 +13,7 @@ from app.visits import Visit
 Result = TypeVar("Result")
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+async def while_connected(request: Request, work: Awaitable[Result]) -> Result:
     """The work's result, where the client stays for it and the visit's deadline holds; its body must have been read.
 
     Raises:
@@ -22,23 +21,32 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
     """
     visit = visits.current()
     visit.applied = visit.preference
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(request))
+    working = asyncio.current_task()
+    assert working is not None, "a coroutine runs in a task"
+    has_left = False
+
+    async def leave() -> None:
+        nonlocal has_left
+        await _left(request)
+        has_left = True
+        working.cancel()
+
+    leaving = asyncio.create_task(leave())
     try:
-        await asyncio.wait({working, leaving}, timeout=visit.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        if leaving.done():
-            visit.refused = "left"
-            raise ClientLeft("the client closed the connection before its answer was ready")
+        async with asyncio.timeout(visit.deadline_seconds) as limit:
+            return await work
+    except asyncio.CancelledError:
+        if not has_left or working.uncancel():  # somebody else has cancelled it too
+            raise
+        visit.refused = "left"
+        raise ClientLeft("the client closed the connection before its answer was ready") from None
+    except TimeoutError:
+        if not limit.expired():
+            raise
         visit.refused = "deadline"
-        raise DeadlineExceeded(f"the answer was not ready within {visit.deadline_seconds:g} s; {_remedy(visit)}")
+        raise DeadlineExceeded(f"the answer was not ready within {visit.deadline_seconds:g} s; {_remedy(visit)}") from None
     finally:
-        for task in (working, leaving):
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                if not task.done():
-                    await task
+        leaving.cancel()  # and not waited for: the answer goes out at once
 
 
 async def _left(request: Request) -> None:

@@ -187,18 +187,15 @@ def problem_response(problem: Problem, instance: str) -> Response:
     if is_protocol(instance):
         content = json.dumps({"error": problem.detail}, ensure_ascii=True).encode("ascii")
         return Response(content, status_code=problem.status, media_type="application/json", headers=problem.headers)
-    document = ProblemDocument(
-        type=f"/problems/{problem.kind}",
-        title=problem.title,
-        status=problem.status,
-        detail=problem.detail,
-        instance=instance,
-        errors=list(problem.errors),
-    )
-    body = document.model_dump(mode="python", exclude_defaults=True)
-    for error in body.get("errors", []):
-        if error.get("given") is None:
-            error.pop("given", None)
+    body: dict[str, JsonValue] = {
+        "type": f"/problems/{problem.kind}",
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+        "instance": instance,
+    }
+    if problem.errors:
+        body["errors"] = [error.model_dump(exclude_none=True) for error in problem.errors]
     content = json.dumps(body, ensure_ascii=True, allow_nan=False).encode("ascii")
     return Response(content, status_code=problem.status, media_type=MEDIA_TYPE, headers=problem.headers)
 

@@ -38,8 +38,9 @@ async def generate(service: Service, body: GenerateRequest) -> Made:
     if body.best_of is not None:
         _check_best_of(engine, body, count)
     fields = Fields(seed=body.seed, latents=body.latents, truncation=body.truncation, labels=labels)
-    with service.batcher.holding(engine, min(count * (body.best_of or 1), MAX_IMAGES)):  # of candidates, no more wait at a time
-        encoded = await service.in_pool(lambda: signature.encode(inputs, fields, count, body.best_of or 1), "prepare", count)
+    best_of = body.best_of or 1
+    with service.batcher.holding(engine, min(count * best_of, MAX_IMAGES)):  # of candidates, no more wait at a time
+        encoded = await service.prepare(lambda: signature.encode(inputs, fields, count, best_of), count * best_of)
         request = _as_text(body, encoded)
         if body.best_of is not None:
             encoded = await _best(service, engine, encoded, body.best_of)
@@ -137,7 +138,7 @@ async def interpolate(service: Service, body: InterpolateRequest) -> Made:
     engine = await service.store.engine(body.model, body.version)
     inputs = _drawn_inputs(engine.manifest)
     with service.batcher.holding(engine, body.num_frames):
-        encoded = await service.in_pool(lambda: encode_walk(inputs, body), "prepare", body.num_frames)
+        encoded = await service.prepare(lambda: encode_walk(inputs, body), body.num_frames)
         images = await service.batcher.submit(engine, "generator", encoded.inputs)
     return Made(
         model=engine.manifest.name,

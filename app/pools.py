@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from heapq import heappop, heappush
 from itertools import count
 from threading import Lock
@@ -20,7 +20,7 @@ class Pool:
         self.size = 0  # of all that waits or runs
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
         self._lock = Lock()
-        self._waiting: list[tuple[int, int, Callable[[], Any], Future[Any]]] = []  # a heap: by turn, of equals the first
+        self._waiting: list[tuple[int, int, Callable[[], Any], asyncio.Future[Any]]] = []  # a heap: by turn, of equals the first
         self._numbers = count()
         self._followers: list[Callable[[], None]] = []
 
@@ -30,14 +30,14 @@ class Pool:
         Args:
             size: how large it is, in images say; the same measure for all that comes here.
         """
-        answer: Future[Result] = Future()
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         number = next(self._numbers)
         with self._lock:
             heappush(self._waiting, (number + size // SIZE_OF_A_TURN, number, work, answer))
         self._threads.submit(self._run_next)
         self.size += size
         try:
-            return await asyncio.wrap_future(answer)
+            return await answer
         finally:
             self.size -= size
             for follow in self._followers:
@@ -58,10 +58,21 @@ class Pool:
         """On a thread, as often as there is work: whatever has its turn now, without a word from the event loop."""
         with self._lock:
             _, _, work, answer = heappop(self._waiting)
-        if not answer.set_running_or_notify_cancel():  # its caller has left
+        if answer.cancelled():  # its caller has left
             return
         try:
-            answer.set_result(work())
+            result = work()
         except BaseException as error:
-            answer.set_exception(error)
+            _tell(answer, answer.set_exception, error)
             raise
+        _tell(answer, answer.set_result, result)
+
+
+def _tell(answer: asyncio.Future[Any], tell: Callable[[Any], None], what: object) -> None:
+    """On the answer's own event loop, where its caller still waits for it."""
+
+    def told() -> None:
+        if not answer.done():
+            tell(what)
+
+    answer.get_loop().call_soon_threadsafe(told)

@@ -40,14 +40,15 @@ class Reception:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        visit = Visit(*deadline(headers.getlist("prefer"), self._settings.deadline_seconds))
+        visit = Visit()
         telling = _telling(visit, send)
         try:
             with visiting(visit):
                 try:
                     if scope["method"] == "POST" and scope["path"].rpartition("/")[2] in self._wanting_images:
-                        _service(scope).batcher.refuse_while_full()
+                        _service(scope).batcher.refuse_while_full()  # before all else: under twice the load it is said to every second one
+                    headers = Headers(scope=scope)
+                    visit.deadline_seconds, visit.preference = deadline(headers.getlist("prefer"), self._settings.deadline_seconds)
                     stated = _num_bytes(headers)
                     with self._bodies.holding(stated or 0) as hold:
                         coming = _counted(receive, hold) if stated is None else receive

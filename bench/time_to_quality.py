@@ -5,7 +5,8 @@
 
 Beside a preset of ours stand the loop of the tutorials with the mlp (bench/textbook.py), and our trainer with that very mlp. Of 10,000
 samples the digits-classifier names a share with a confidence of 0.9 or more; the divergence is that of the classes it names from those of
-the data. The data set mnist is registered in the state folder before (`ganserve datasets add mnist`).
+the data; the first row says what the data's own pictures come to. The data set mnist is registered in the state folder before
+(`ganserve datasets add mnist`).
 """
 
 import argparse
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from training import catalog, datasets
 from training.classifier import load_classifier
-from training.data import split
+from training.data import split, to_images
 from training.export import draw_inputs
 from training.files import runs
 from training.game import DataSpec, Terms
@@ -57,6 +58,7 @@ def main() -> None:
         return
     print("| side | seconds | images seen | read with confidence % | divergence of the classes | digits |")
     print("|---|---|---|---|---|---|")
+    print(f"| the data | - | {NUM_SAMPLES:,} | {judged(real(given.state), given.state)} |", flush=True)
     sides = [*(given.preset or ["fast-digits"]), *([] if given.without_textbook else [SAME_NETWORKS, TEXTBOOK])]
     for side in sides:
         for each in seconds:
@@ -120,6 +122,11 @@ def sampled(generator: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     generator.eval()
     parts = [{name: values[start : start + 500] for name, values in inputs.items()} for start in range(0, NUM_SAMPLES, 500)]
     return torch.cat([generator(**part) for part in parts])
+
+
+def real(state: Path) -> Tensor:
+    images = datasets.load("mnist", state / "datasets").images
+    return to_images(torch.from_numpy(images[:NUM_SAMPLES].copy()))
 
 
 def judged(images: Tensor, state: Path) -> str:

@@ -186,7 +186,7 @@ class TrainConfig(Document):
     )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="bfloat16: layers compute in half the bits where that is safe, for GPUs that can; float32 is TF32 where there is one.",
+        description="bfloat16: layers compute in half the bits where that is safe, for devices that can; float32 is TF32 where one is.",
     )
     ema_halflife_images: Annotated[float, Field(ge=0)] = Field(
         default=10_000.0, description="Half-life of the moving average of the generator's weights, in images; 0 publishes the last weights."

@@ -20,7 +20,7 @@ from training.export_onnx import OnnxError, convert
 from training.files import versions
 from training.files.directories import describe, staging, verify, write_atomically
 from training.game import Given, Player, Tensors
-from training.layers import fold_parametrizations
+from training.layers import fold_parametrizations, plain_dropout
 from training.probe import PROBE_VALUES, probe_inputs, probe_shape, probe_step
 
 # torch.jit is deprecated upstream, and what the service loads; the manifest can carry other formats beside it
@@ -99,6 +99,7 @@ def as_served(player: Player) -> nn.Module:
     """A copy of its module, on the CPU in evaluation mode, with plain weights alone."""
     module = deepcopy(player.module).cpu().to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
     fold_parametrizations(module)
+    plain_dropout(module)
     return module
 
 

@@ -70,12 +70,11 @@ class DoublingConv2d(nn.Conv2d):
 
 class Dropout(nn.Dropout):
     """As nn.Dropout. On a CPU its mask is made of 16 random bits a value, in a fifth of the time that torch takes; `p` is then rounded to
-    a multiple of 2**-16, and what is kept is scaled by that."""
+    a multiple of 2**-16, and what is kept is scaled by that. TorchScript wants plain ones in its place: `plain_dropout`."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - its name in torch
         return self._dropped(input) if self.training and self.p > 0 else input
 
-    @torch.jit.unused
     def _dropped(self, input: Tensor) -> Tensor:  # noqa: A002
         if input.device.type != "cpu" or torch.compiler.is_compiling() or self.inplace:
             return F.dropout(input, self.p, training=True, inplace=self.inplace)
@@ -84,6 +83,13 @@ class Dropout(nn.Dropout):
         dropped = min(round(self.p * 2**16), 2**16 - 1)
         kept = bits.as_strided(dense.shape, dense.stride()) >= dropped - 2**15
         return input * (kept.to(input.dtype) * (2**16 / (2**16 - dropped)))
+
+
+def plain_dropout(module: nn.Module) -> None:
+    """Give its Dropouts the class of torch's, which is the same in evaluation."""
+    for layer in module.modules():
+        if isinstance(layer, Dropout):
+            layer.__class__ = nn.Dropout  # type: ignore[assignment]
 
 
 def norm2d(norm: Norm, channels: int) -> nn.Module:

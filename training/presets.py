@@ -16,7 +16,7 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = {
     "fast-digits": Preset(
-        "Handwritten digits of every class within two minutes on two cores (bench/time_to_quality.py); wants the data set mnist.",
+        "Handwritten digits that can be read, within a minute or two on two cores (bench/time_to_quality.py); wants the data set mnist.",
         {
             "architecture": "cgan",
             "options": {"generator_width": 16, "discriminator_width": 16, "classification_weight": 1.0},

@@ -9,7 +9,8 @@ import pytest
 from fastapi import Request
 
 from app.clients import while_connected
-from app.errors import ClientLeft
+from app.errors import ClientLeft, DeadlineExceeded
+from app.visits import Visit, visiting
 
 
 def request_that(*messages: dict[str, Any]) -> Request:
@@ -54,6 +55,45 @@ def test_a_client_that_leaves_cancels_its_work() -> None:
     with pytest.raises(ClientLeft):
         asyncio.run(while_connected(request_that({"type": "http.request", "body": b""}, {"type": "http.disconnect"}), work()))
     assert ended == ["cancelled"]
+
+
+def test_work_that_takes_longer_than_it_may_is_cancelled() -> None:
+    ended: list[str] = []
+
+    async def work() -> int:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+        return 7
+
+    visit = Visit(deadline_seconds=0.01)
+    with visiting(visit), pytest.raises(DeadlineExceeded, match=r"^the answer was not ready within 0\.01 s"):
+        asyncio.run(while_connected(request_that(), work()))
+    assert (ended, visit.refused) == (["cancelled"], "deadline")
+
+
+def test_a_timeout_of_the_work_is_no_deadline() -> None:
+    async def work() -> int:
+        raise TimeoutError("of its own")
+
+    with visiting(Visit(deadline_seconds=60)), pytest.raises(TimeoutError, match="of its own"):
+        asyncio.run(while_connected(request_that(), work()))
+
+
+def test_who_cancels_the_request_itself_cancels_it() -> None:
+    """A server that stops, say; the client may have left too."""
+
+    async def main(*messages: dict[str, Any]) -> bool:
+        request = asyncio.create_task(while_connected(request_that(*messages), asyncio.Event().wait()))
+        await asyncio.sleep(0)
+        request.cancel()
+        await asyncio.wait([request])
+        return request.cancelled()
+
+    assert asyncio.run(main())
+    assert asyncio.run(main({"type": "http.disconnect"}))
 
 
 def test_a_real_server_goes_on_after_clients_that_hang_up(server: str) -> None:
