@@ -16,7 +16,7 @@ import torch
 from resume import CPU, config_of, register
 
 from training import catalog, datasets
-from training.export import CHECKED_ROWS, as_served, example_inputs, script, with_onnx, write_module
+from training.export import CHECKED_ROWS, TOLERANCE, as_served, example_inputs, script, with_onnx, write_module
 from training.files.onnx import open_session
 from training.game import Player
 from training.preparation import Places, prepare
@@ -28,7 +28,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.basicConfig(format="%(message)s")  # why a module is left out
     torch.set_num_threads(1)
-    print("| architecture | module | TorchScript, kB | ONNX, kB | apart from eager (1e-5) |")
+    print(f"| architecture | module | TorchScript, kB | ONNX, kB | apart from eager ({TOLERANCE:g}) |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         register(Path(folder) / "datasets")

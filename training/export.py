@@ -27,7 +27,7 @@ from training.probe import PROBE_VALUES, probe_inputs, probe_shape, probe_step
 warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=FutureWarning)
 
 CHECKED_ROWS = 8
-TOLERANCE = 1e-4  # between scripted and eager, and between a row's batch-mates: a hundredth of a pixel, which large weights stay below
+TOLERANCE = 1e-5  # between scripted and eager, and between a row's batch-mates: kernels may differ in the last bits
 PROBE_TOLERANCE = 1e-3  # at loading: another processor, or a GPU with reduced precision
 NUM_QUANTILES = 101
 MAX_SCORED = 2000  # images of each kind behind the score reference
@@ -117,7 +117,8 @@ def script(name: str, player: Player) -> torch.jit.ScriptModule:
     with torch.inference_mode():
         check_output(name, player, module(**inputs))
         check_same("scripted output differs from eager", name, module(**inputs), scripted(**inputs))
-        check_independent_rows(name, scripted, inputs)
+        # in float64: in float32 large weights make of the last bits, in which kernels differ, more than the tolerance
+        check_independent_rows(name, deepcopy(scripted).double(), {key: values.double() for key, values in inputs.items()})
     return scripted
 
 

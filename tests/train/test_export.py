@@ -116,10 +116,10 @@ def test_a_sound_module_passes_and_is_left_as_it_was() -> None:
     [
         (Overflows, r"^generator: 32 output values are not finite$"),
         (SometimesNaN, r"^generator: \d+ output values are not finite$"),
-        (ScriptedDiffers, r"^generator: scripted output differs from eager by [\d.]+; at most 0.0001 is allowed$"),
-        (BatchStatistics, r"^generator: the output for one row changes with its batch-mates by 0\.\d+; at most 0.0001 is allowed$"),
-        (LooksAtTheFirstRow, r"^generator: the output for one row changes with its batch-mates by [\d.]+; at most 0.0001 is allowed$"),
-        (Random, r"^generator: scripted output differs from eager by [\d.]+; at most 0.0001 is allowed$"),
+        (ScriptedDiffers, r"^generator: scripted output differs from eager by [\d.]+; at most 1e-05 is allowed$"),
+        (BatchStatistics, r"^generator: the output for one row changes with its batch-mates by 0\.\d+; at most 1e-05 is allowed$"),
+        (LooksAtTheFirstRow, r"^generator: the output for one row changes with its batch-mates by [\d.]+; at most 1e-05 is allowed$"),
+        (Random, r"^generator: scripted output differs from eager by [\d.]+; at most 1e-05 is allowed$"),
         (Flat, r"^generator: output is torch\.float32 \(8, 4\), and \(8, 1, 2, 2\) of torch\.float32 is declared$"),
         (Double, r"^generator: output is torch\.float64 \(8, 1, 2, 2\), and \(8, 1, 2, 2\) of torch\.float32 is declared$"),
         (OneImage, r"^generator: output is torch\.float32 \(1, 1, 2, 2\), and \(8, 1, 2, 2\) of torch\.float32 is declared$"),
@@ -128,6 +128,17 @@ def test_a_sound_module_passes_and_is_left_as_it_was() -> None:
 def test_each_gate_refuses_with_its_sentence(kind: type[nn.Module], sentence: str) -> None:
     with pytest.raises(ExportError, match=sentence):
         script("generator", player(kind()))
+
+
+def test_large_weights_whose_last_bits_depend_on_the_kernel_are_no_reason_to_refuse() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 4096, bias=False), nn.Linear(4096, 4))
+    with torch.no_grad():  # sums of thousands that come to nothing, but for what is rounded on the way
+        first, second = (layer.weight for layer in module)
+        first.mul_(1e3)
+        first[2048:] = -first[:2048]
+        second[:, 2048:] = second[:, :2048]
+    script("generator", Player(module, (VALUES.model_copy(update={"name": "input"}),), VALUES))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
