@@ -198,13 +198,7 @@ def latent_players(game: Game, latent_size: int, shape: tuple[int, int, int], sc
     }
 
 
-def labelled_game(
-    generator: nn.Module,
-    discriminator: nn.Module,
-    latent_size: int,
-    class_scores: Callable[[Tensor], Tensor] | None = None,
-    classification_weight: float = 1.0,
-) -> Game:
+def labelled_game(generator: nn.Module, discriminator: nn.Module, latent_size: int) -> Game:
     """The class-conditional game: generated images have the labels of the batch, and so the classes' own frequencies."""
 
     def deal(batch: Tensors, random: torch.Generator) -> Round:
@@ -212,7 +206,7 @@ def labelled_game(
         inputs = {"latent": draw_latent(batch, latent_size, random), "label": label}
         return Round(inputs=inputs, target=batch["image"], condition={"label": label})
 
-    return Game(generator, discriminator, deal, class_scores=class_scores, classification_weight=classification_weight)
+    return Game(generator, discriminator, deal)
 
 
 def labelled_players(game: Game, latent_size: int, data: DataSpec, score: ScoreKind) -> dict[str, Player]:

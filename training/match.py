@@ -93,8 +93,10 @@ class Match:
         return replace(self.game, generator=self.average)
 
     def compile(self, rules: Rules) -> None:
-        """By torch.compile, once. A penalty's gradient is taken twice, which compiled networks cannot: its discriminator stays plain."""
-        networks = (self.game.generator,) if rules.penalties else (self.game.generator, self.game.discriminator)
+        """By torch.compile, once. The discriminator stays plain where the gradient of a penalty is taken twice, which compiled networks
+        cannot, and where it scores all classes, which is another call than the one that is compiled."""
+        plain = rules.penalties or self.game.class_scores is not None
+        networks = (self.game.generator,) if plain else (self.game.generator, self.game.discriminator)
         for network in networks:
             if network not in self.compiled:
                 network.compile()

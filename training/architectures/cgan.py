@@ -10,6 +10,7 @@ be mixed.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -189,11 +190,12 @@ class Cgan(Architecture):
             generator = NormGenerator(self.latent_size, num_classes, self.generator_width, channels, size)
         else:
             generator = EmbeddingGenerator(self.latent_size, num_classes, self.generator_width, channels, size)
-        judging = (num_classes, self.discriminator_width, channels, size, terms.norm)
-        if self.discriminator == "concatenation":
-            return {"main": labelled_game(generator, ConcatenationDiscriminator(*judging), self.latent_size)}
-        judge, weight = ProjectionDiscriminator(*judging), self.classification_weight
-        return {"main": labelled_game(generator, judge, self.latent_size, judge.class_scores if weight else None, weight)}
+        kind = ProjectionDiscriminator if self.discriminator == "projection" else ConcatenationDiscriminator
+        discriminator = kind(num_classes, self.discriminator_width, channels, size, terms.norm)
+        game = labelled_game(generator, discriminator, self.latent_size)
+        if self.classification_weight and isinstance(discriminator, ProjectionDiscriminator):
+            game = replace(game, class_scores=discriminator.class_scores, classification_weight=self.classification_weight)
+        return {"main": game}
 
     def players(self, games: Mapping[str, Game], *, data: DataSpec, score: ScoreKind) -> dict[str, Player]:
         return labelled_players(games["main"], self.latent_size, data, score)
