@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from samplers import at_checkpoint
 from textbook import loop
@@ -134,7 +135,7 @@ def judged(images: Tensor, state: Path) -> str:
     sure, named = load_classifier("digits-classifier").probabilities(images).max(1)
     labels = datasets.load("mnist", state / "datasets").labels
     assert labels is not None
-    found = mode_histogram(named, torch.bincount(torch.from_numpy(labels), minlength=10))
+    found = mode_histogram(named, torch.from_numpy(np.bincount(labels, minlength=10)))
     return f"{100 * float((sure >= CONFIDENT).float().mean()):.1f} | {found.divergence:.4f} | {found.num_modes}"
 
 

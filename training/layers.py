@@ -69,7 +69,7 @@ class DoublingConv2d(nn.Conv2d):
 
 
 class Dropout(nn.Dropout):
-    """As nn.Dropout. On a CPU its mask is made of 16 random bits a value, in a fifth of the time that torch takes; `p` is then rounded to
+    """As nn.Dropout. On a CPU its mask is made of 16 random bits a value, much sooner than torch has one; `p` is then rounded to
     a multiple of 2**-16, and what is kept is scaled by that. TorchScript wants plain ones in its place: `plain_dropout`."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - its name in torch

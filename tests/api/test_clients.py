@@ -25,6 +25,14 @@ def request_that(*messages: dict[str, Any]) -> Request:
     return Request({"type": "http", "method": "POST", "headers": []}, receive)
 
 
+async def endless(ended: list[str]) -> None:
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        ended.append("cancelled")
+        raise
+
+
 def test_a_client_that_stays_gets_the_result() -> None:
     async def work() -> int:
         await asyncio.sleep(0)
@@ -43,34 +51,16 @@ def test_what_the_work_raises_is_raised() -> None:
 
 def test_a_client_that_leaves_cancels_its_work() -> None:
     ended: list[str] = []
-
-    async def work() -> int:
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            ended.append("cancelled")
-            raise
-        return 7
-
     with pytest.raises(ClientLeft):
-        asyncio.run(while_connected(request_that({"type": "http.request", "body": b""}, {"type": "http.disconnect"}), work()))
+        asyncio.run(while_connected(request_that({"type": "http.request", "body": b""}, {"type": "http.disconnect"}), endless(ended)))
     assert ended == ["cancelled"]
 
 
 def test_work_that_takes_longer_than_it_may_is_cancelled() -> None:
     ended: list[str] = []
-
-    async def work() -> int:
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            ended.append("cancelled")
-            raise
-        return 7
-
     visit = Visit(deadline_seconds=0.01)
     with visiting(visit), pytest.raises(DeadlineExceeded, match=r"^the answer was not ready within 0\.01 s"):
-        asyncio.run(while_connected(request_that(), work()))
+        asyncio.run(while_connected(request_that(), endless(ended)))
     assert (ended, visit.refused) == (["cancelled"], "deadline")
 
 
