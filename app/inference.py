@@ -1,11 +1,11 @@
 """Images out of latents, between the route and the engine: encode, run, choose."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from app import latents, scoring, signature
+from app import latents, scoring, signature, visits
 from app.engine import Engine
 from app.errors import FieldError, Invalid, did_you_mean, show
 from app.forms import Made
@@ -21,6 +21,8 @@ from app.schemas import (
 from app.service import Service
 from app.signature import Encoded, Fields
 from training.contract import Manifest, TensorSpec
+
+FEW_DRAWS = 16  # images whose latents are drawn on the event loop
 
 
 async def generate(service: Service, body: GenerateRequest) -> Made:
@@ -40,7 +42,7 @@ async def generate(service: Service, body: GenerateRequest) -> Made:
     fields = Fields(seed=body.seed, latents=body.latents, truncation=body.truncation, labels=labels)
     best_of = body.best_of or 1
     with service.batcher.holding(engine, min(count * best_of, MAX_IMAGES)):  # of candidates, no more wait at a time
-        encoded = await service.prepare(lambda: signature.encode(inputs, fields, count, best_of), count * best_of)
+        encoded = await _encode(service, inputs, fields, count, best_of)
         request = _as_text(body, encoded)
         if body.best_of is not None:
             encoded = await _best(service, engine, encoded, body.best_of)
@@ -54,6 +56,15 @@ async def generate(service: Service, body: GenerateRequest) -> Made:
         latents=encoded.inputs if body.return_latents else None,
         columns=columns or (1 if body.part else None),
     )
+
+
+async def _encode(service: Service, inputs: Sequence[TensorSpec], fields: Fields, count: int, best_of: int) -> Encoded:
+    """A few draws take less time than the way to a thread and back, whatever their size; numbers that were given may take long to read."""
+    weighted = any(isinstance(label, Mapping) for label in fields.labels or ())
+    if fields.latents is None and not weighted and count * best_of <= FEW_DRAWS:
+        with visits.current().spending("prepare"):
+            return signature.encode(inputs, fields, count, best_of)
+    return await service.in_pool(lambda: signature.encode(inputs, fields, count, best_of), "prepare", count)
 
 
 def _as_text(body: GenerateRequest | InterpolateRequest, encoded: Encoded) -> str:
@@ -138,7 +149,7 @@ async def interpolate(service: Service, body: InterpolateRequest) -> Made:
     engine = await service.store.engine(body.model, body.version)
     inputs = _drawn_inputs(engine.manifest)
     with service.batcher.holding(engine, body.num_frames):
-        encoded = await service.prepare(lambda: encode_walk(inputs, body), body.num_frames)
+        encoded = await service.in_pool(lambda: encode_walk(inputs, body), "prepare", body.num_frames)
         images = await service.batcher.submit(engine, "generator", encoded.inputs)
     return Made(
         model=engine.manifest.name,

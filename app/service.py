@@ -23,7 +23,6 @@ from training.files import versions
 from training.files.locks import LOCK, LockedError, hold, is_held
 from training.files.machine import num_cores
 
-FEW_IMAGES = 16  # whose latents are drawn in a fraction of a millisecond
 REFRESH_SECONDS = 1.0  # a version published by another process is noticed within two
 MAX_ADMINISTRATIVE = 64  # requests for lists, files, jobs and aliases that are worked on
 Result = TypeVar("Result")
@@ -44,13 +43,6 @@ class Service:
     administration: Room
     metrics: Metrics
     watcher: "asyncio.Task[None]"
-
-    async def prepare(self, work: Callable[[], Result], num_images: int) -> Result:
-        """Draw what so many images are made of. For few of them that takes less time than the way to a thread and back."""
-        if num_images > FEW_IMAGES:
-            return await self.in_pool(work, "prepare", num_images)
-        with visits.current().spending("prepare"):
-            return work()
 
     async def in_pool(self, work: Callable[[], Result], phase: Phase, num_images: int = 1) -> Result:
         """Run what would hold up the event loop: encoding, reading files."""

@@ -85,7 +85,7 @@ async def infer(service: Service, name: str, version: str | None, request: Reque
 
 
 async def _columns(service: Service, call: _Call) -> Columns:
-    columns = await service.prepare(partial(_drawn, call), call.count)
+    columns = await service.in_pool(partial(_drawn, call), "prepare", call.count)
     for spec in call.spec.inputs:
         if spec.kind == "image":
             columns[spec.name] = await _pictures(service, spec, call.request.tensors[spec.name], exact=call.module == GENERATOR)
