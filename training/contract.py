@@ -247,7 +247,8 @@ class Progress(Document):
 
     @property
     def percent(self) -> float:
-        return 100.0 * self.images / self.total_images
+        """A run ends with a whole batch, which may be more images than it was asked for: at most 100."""
+        return min(100.0, 100.0 * self.images / self.total_images)
 
 
 class Finding(Document):

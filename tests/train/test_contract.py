@@ -160,6 +160,7 @@ def test_a_model_is_named_after_its_architecture_and_data_unless_it_has_a_name()
 
 def test_progress_is_told_in_percent() -> None:
     assert Progress(images=30, total_images=120).percent == 25.0
+    assert Progress(images=3008, total_images=3000).percent == 100.0, "the last batch is a whole one"
 
 
 @pytest.mark.parametrize("losses", [{"discriminator_loss": math.nan}, {"discriminator_loss": math.inf}])
