@@ -66,6 +66,8 @@ def work(
         return _follow(folder, places, device, team)
     with hold(folder), _logging_to(folder / runs.LOG):
         status = runs.read_status(folder)
+        if team.agree(team.is_restarted and _is_lost(status)):
+            return 1  # the same steps would come to the same end
         begin = {"state": "running", "message": "", "attempts": status.attempts + 1, "started_at": now(), "finished_at": None}
         status = status.model_copy(update=begin)
         runs.write_status(folder, status)
@@ -80,6 +82,10 @@ def work(
         except Exception as error:
             _log.exception("the run failed")
             return _end(folder, "failed", _sentence(error), 1)
+
+
+def _is_lost(status: JobStatus) -> bool:
+    return status.state == "failed" and any(finding.kind == "not-finite" for finding in status.findings)
 
 
 def _end(folder: Path, state: JobState, message: str, code: int) -> int:
@@ -108,6 +114,10 @@ def _prepare(
         evaluator = Evaluator.of(config, prepared.held_out, places.weights, device, prepared.trained_on)
     detectors = Detectors(config, catalog.build(config).loss, evaluator.extractor.suffix if evaluator else "")
     run = Run(config, prepared.training, team, folder, device, prepared, evaluator, detectors, status, listener)
+    if status.tuning is not None and asked[0] not in (None, status.tuning.num_threads):
+        _log.warning(
+            "the run goes on with %d threads, as it began, not with %d: its last bits hang on that", status.tuning.num_threads, asked[0]
+        )
     run.say(tuning=status.tuning or _tuning(run, device, *asked))
     assert run.status.tuning is not None
     tuning.apply(run.training, run.status.tuning)
@@ -135,8 +145,8 @@ def _tuning(run: Run, device: torch.device, num_threads: int | None, memory_layo
 def _follow(folder: Path, places: Places, device: torch.device, team: Team) -> int:
     """Train as the leader does, from the leader's state."""
     try:
-        if team.agree(0):
-            return 0  # cancelled before it started
+        if team.agree(0) or team.agree(0):
+            return 0  # lost, or cancelled before it started
         config, begun = runs.read_config(folder), runs.checkpoint_images(folder) > 0
         prepared = prepare(config, load(config.dataset, places.datasets), places, device, begun=begun, team=team)
         images, training = team.agree(0), prepared.training
@@ -299,8 +309,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repository", type=Path, required=True, action="append", help="model repository; the first is written to")
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="the folder of pretrained weights")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--threads", type=int, help="intra-op threads; measured when left out")
-    parser.add_argument("--memory-layout", choices=get_args(MemoryLayout), help="of the weights; measured when left out")
+    parser.add_argument("--threads", type=int, help="intra-op threads of a new run; measured when left out")
+    parser.add_argument("--memory-layout", choices=get_args(MemoryLayout), help="of the weights, in a new run; measured when left out")
     parser.add_argument("--nice", type=int, default=0, help="added to the process's niceness")
     parser.add_argument("--compile", action="store_true", help="try torch.compile, and use it where it is faster")
     given = parser.parse_args(arguments)

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from starting_weights import publish_with_weights
 from torch import Tensor
 
 from training.contract import TrainConfig, UserError
 from training.files import runs
 from training.game import Round
+from training.preparation import Places
 from training.team import ALONE, Team
 
 MakeConfig = Callable[..., TrainConfig]
@@ -151,6 +153,19 @@ def test_a_killed_member_brings_all_back_to_the_checkpoint_and_the_run_is_finish
     assert "going on from the checkpoint at" in (run / runs.LOG).read_text()
     images = [line.images for line in runs.read_metrics(run) if line.losses]
     assert images == sorted(set(images)), "no line was written twice"
+
+
+def test_a_run_that_is_lost_is_not_tried_again(datasets_folder: Path, make_config: MakeConfig, tmp_path: Path) -> None:
+    places = Places(datasets_folder, (tmp_path / "models",), tmp_path / "weights")
+    publish_with_weights(places, make_config(name="start"), discriminator_head=1e38)
+    config = make_config(name="mine").model_copy(update={"initial_model": "start/1"})
+    runs.create(tmp_path / "run", config, runs.new_id())
+    process = torchrun(tmp_path / "run", datasets_folder, processes=2, restarts=1)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 1, said[-3000:]
+    status = runs.read_status(tmp_path / "run")
+    assert (status.state, status.attempts) == ("failed", 1)
+    assert "is not finite" in status.message
 
 
 def test_a_team_goes_on_with_the_run_of_one_and_one_with_that_of_a_team(run: Path, datasets_folder: Path) -> None:

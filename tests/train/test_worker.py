@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from starting_weights import publish_with_weights
 from torch import Tensor
 
 from training import catalog, checkpoint, datasets, export
 from training.contract import JobStatus, Manifest, TrainConfig
 from training.datasets import About, Batch
-from training.export import HeldOut, Provenance
 from training.files import runs, versions
 from training.files.locks import hold, is_held
-from training.game import DataSpec, Terms
+from training.game import DataSpec
 from training.preparation import Places
 from training.run import Listener
 from training.submission import find_version
@@ -284,7 +284,7 @@ def test_a_damaged_checkpoint_is_told_in_the_log_and_the_one_before_is_used(benc
 
 
 def test_a_loss_that_is_not_finite_fails_the_run_and_publishes_nothing(bench: Bench, make_config: MakeConfig) -> None:
-    publish_with_weights(bench, make_config(name="start"), discriminator_head=1e38)
+    publish_with_weights(bench.places, make_config(name="start"), discriminator_head=1e38)
     run = bench.create("run", make_config(name="mine").model_copy(update={"initial_model": "start/1"}))
     code, status = bench.work(run)
     assert (code, status.state) == (1, "failed")
@@ -296,23 +296,8 @@ def test_a_loss_that_is_not_finite_fails_the_run_and_publishes_nothing(bench: Be
     assert metrics(run) == []
 
 
-def publish_with_weights(bench: Bench, config: TrainConfig, discriminator_head: float | None = None) -> dict[str, dict[str, Tensor]]:
-    """Publish fresh networks as version 1 of the config's name; returns their weights."""
-    torch.manual_seed(42)
-    built = catalog.build(config)
-    architecture = built.architecture
-    players = architecture.players(architecture.games(SPEC, Terms()), data=SPEC, score=built.loss.score)
-    if discriminator_head is not None:
-        with torch.no_grad():
-            list(players["discriminator"].module.parameters())[-2].fill_(discriminator_head)
-    provenance = Provenance("by hand", architecture.source, config, datasets.card(config.dataset, bench.places.datasets), {})
-    images = HeldOut(torch.zeros(64, *SPEC.shape))
-    export.publish(players, provenance, images, images, bench.places.repositories)
-    return {key: {name: value.clone() for name, value in player.module.state_dict().items()} for key, player in players.items()}
-
-
 def test_fine_tuning_starts_from_the_published_weights(bench: Bench, make_config: MakeConfig) -> None:
-    weights = publish_with_weights(bench, make_config(name="start"))
+    weights = publish_with_weights(bench.places, make_config(name="start"))
     # a step so small that no weight can move shows what it starts from
     values = {"name": "tuned", "initial_model": "start/1", "learning_rate": 1e-30, "ema_halflife_images": 0.0, "total_images": 20}
     given = TrainConfig.model_validate({"architecture": "mlp", "dataset": "tiny", "batch_size": 20, "num_evaluated": 0} | values)
@@ -327,7 +312,7 @@ def test_fine_tuning_starts_from_the_published_weights(bench: Bench, make_config
 
 
 def test_an_initial_model_that_was_damaged_meanwhile_fails_the_run(bench: Bench, make_config: MakeConfig) -> None:
-    publish_with_weights(bench, make_config(name="start"))
+    publish_with_weights(bench.places, make_config(name="start"))
     (bench.repository / "start" / "1" / "generator.pt").write_bytes(b"nonsense")
     config = make_config(name="mine").model_copy(update={"initial_model": "start/1"})
     code, status = bench.work(bench.create("run", config))
