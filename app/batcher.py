@@ -1,8 +1,9 @@
 """Concurrent requests become batches, and batches become answers.
 
 One thread does all of torch's work; the event loop only moves futures. Nothing waits on a timer: when the thread is free, whatever is
-queued for one module of one engine goes at once, as many images as its largest batch has. A request is cut into pieces, and pieces of
-several requests take turns, so that 256 images do not hold up one; so do the tiles of a large picture.
+queued for one module of one engine goes at once, as many images as its largest batch has; what comes in one turn of the event loop goes
+together. A request is cut into pieces, and pieces of several requests take turns, so that 256 images do not hold up one; so do the tiles of
+a large picture.
 
 What waits is bounded in images. What is made waits for its encoding, and is bounded too: while much of it does, the thread rests.
 """
@@ -53,6 +54,7 @@ class Batcher:
         self._queue = Queue(Room("images", "images wait", capacity_images))
         self._lock = RLock()  # of the queue, which the thread takes its next work from, and of what follows
         self._is_running = False
+        self._is_starting = False  # at the end of the event loop's turn
         self._rested = asyncio.Event()
         self._closed = False
         self._ended = 0.0  # when the last work did
@@ -122,7 +124,9 @@ class Batcher:
         with self._lock:
             self._enter(count)
             self._queue.add(engine, module, request)
-        self._start_next()
+        if not self._is_starting:
+            self._is_starting = True
+            asyncio.get_running_loop().call_soon(self._start_all)
         try:
             return await request.answer
         finally:
@@ -214,6 +218,11 @@ class Batcher:
     @property
     def _rests(self) -> bool:
         return not self._closed and self._encoders is not None and self._encoders.size > MAX_IMAGES_AHEAD
+
+    def _start_all(self) -> None:
+        """What has come in this turn of the event loop; the first alone would go without the others."""
+        self._is_starting = False
+        self._start_next()
 
     def _start_next(self) -> None:
         """Give the thread its next work, if it is free and there is any."""

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from app.errors import NotAcceptable, show
 
 
-def choose(accept: str | None, offered: Sequence[str]) -> str:
+@lru_cache(256)  # of a few clients' headers; it is asked at each request
+def choose(accept: str | None, offered: tuple[str, ...]) -> str:
     """The offered media type that the client likes best; the first one where it has no preference.
 
     Args:

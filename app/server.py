@@ -1,6 +1,7 @@
 """The real server: binds its port, says where the pages are, and serves until it is told to stop."""
 
 import asyncio
+import gc
 import json
 import signal
 import socket
@@ -15,6 +16,7 @@ from app.service import check
 from app.settings import Settings, SettingsError
 
 BACKLOG = 2048
+YOUNG_OBJECTS = 50_000  # a request makes some hundreds, nearly all of which go without the collector
 GRACE_SECONDS = 10  # for open requests at the end; without a bound an open event stream would hold the server for ever
 
 
@@ -40,6 +42,7 @@ def run(settings: Settings, out: TextIO) -> int:
         out.flush()
 
     server = _Server(config, greet)
+    _spare_collector()
     # uvicorn raises the signal that ended it once more, for whoever stands behind it; here that is nobody, and an orderly end is a 0
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     try:
@@ -47,6 +50,14 @@ def run(settings: Settings, out: TextIO) -> int:
     finally:
         listening.close()
     return 0 if server.started else 1
+
+
+def _spare_collector() -> None:
+    """Python's collector looks at every object that it knows, now and then: at torch's modules for 100 ms, in which nobody is answered.
+    What is here now stays to the end, and need not be looked at; models come later, and are."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -144,6 +144,14 @@ def test_what_arrives_while_the_engine_works_goes_in_one_batch(engine: LoggingEn
     run(main)
 
 
+def test_what_arrives_in_one_turn_of_the_event_loop_goes_in_one_batch(engine: LoggingEngine) -> None:
+    async def main(batcher: Batcher) -> None:
+        await asyncio.gather(*(batcher.submit(engine, "generator", latents(4, seed)) for seed in range(5)))
+        assert engine.log.sizes == [20]
+
+    run(main)
+
+
 def test_no_batch_is_larger_than_64_and_none_smaller_than_it_must_be(engine: LoggingEngine) -> None:
     async def main(batcher: Batcher) -> None:
         async with busy(batcher):
