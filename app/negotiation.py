@@ -1,7 +1,6 @@
 """Which form a client wants: the Accept header against what a route can make (RFC 9110, section 12.5.1)."""
 
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 
 from app.errors import NotAcceptable, show
