@@ -26,8 +26,9 @@ def draw(specs: Sequence[TensorSpec], seeds: Sequence[int]) -> dict[str, Tensor]
     """
     latents = [spec for spec in specs if spec.kind == "latent"]
     values = {spec.name: torch.empty(len(seeds), *spec.shape, dtype=torch.float32) for spec in latents}
+    generator = torch.Generator()
     for row, seed in enumerate(seeds):
-        generator = torch.Generator().manual_seed(seed)
+        generator.manual_seed(seed)  # as a new one: nothing of the row before is left
         for spec in latents:
             _fill(values[spec.name][row], spec, generator)
     return values
