@@ -145,7 +145,7 @@ class Engine:
         bucket = next(size for size in buckets if size >= num_rows(inputs))
         with torch.inference_mode():
             output = player.forward(inputs, bucket)
-            return (pixels.to_uint8(output) if player.makes_images else output).cpu()
+            return _to_cpu(pixels.to_uint8(output) if player.makes_images else output)
 
     def transforming(self, image: pixels.Pixels) -> Generator[None, None, Tensor]:
         """What the generator makes of a picture, its only input, tile by tile: a step a tile, as many as `tiles.plan` has.
@@ -195,11 +195,22 @@ def num_rows(inputs: Mapping[str, Tensor]) -> int:
 
 
 def _pad(rows: Tensor, bucket: int, device: torch.device) -> Tensor:
-    """A fresh tensor, so that its alignment is always the same, filled up with copies of the first row: values of the kind it knows."""
-    padded = torch.empty((bucket, *rows.shape[1:]), dtype=torch.float32, device=device)
+    """A fresh tensor, so that its alignment is always the same, filled up with copies of the first row: values of the kind it knows. A GPU
+    fetches it from pinned memory while this thread goes on."""
+    padded = torch.empty((bucket, *rows.shape[1:]), dtype=torch.float32, pin_memory=device.type == "cuda")
     padded[: len(rows)] = rows
     padded[len(rows) :] = rows[:1]
-    return padded
+    return padded.to(device, non_blocking=True)
+
+
+def _to_cpu(output: Tensor) -> Tensor:
+    """From a GPU into pinned memory, which it writes to by itself."""
+    if output.device.type != "cuda":
+        return output.cpu()
+    pinned = torch.empty_like(output, device="cpu", pin_memory=True)
+    pinned.copy_(output, non_blocking=True)
+    torch.cuda.current_stream(output.device).synchronize()
+    return pinned
 
 
 # --- loading ------------------------------------------------------------------------------------------------------------------
