@@ -23,7 +23,7 @@ from app import visits
 from app.engine import Engine, ModuleName, num_rows
 from app.errors import Overloaded
 from app.metrics import Metrics
-from app.pools import Pool
+from app.pools import Pool, give_way
 from app.rooms import Room
 from app.turns import Batch, Call, Queue, Request
 
@@ -50,7 +50,7 @@ class Batcher:
             encoders: where the images go from here.
         """
         self._metrics = metrics or Metrics()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine", initializer=_use_threads, initargs=(num_threads,))
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine", initializer=_begin, initargs=(num_threads,))
         self._queue = Queue(Room("images", "images wait", capacity_images))
         self._lock = RLock()  # of the queue, which the thread takes its next work from, and of what follows
         self._is_running = False
@@ -256,7 +256,9 @@ class Batcher:
             self._rested.set()
 
 
-def _use_threads(count: int | None) -> None:
+def _begin(count: int | None) -> None:
+    """On the thread."""
+    give_way()
     if count is not None:
         torch.set_num_threads(count)
 

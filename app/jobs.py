@@ -35,7 +35,7 @@ class WorkerSettings:
     repositories: tuple[Path, ...]
     device: str
     threads: int = num_training_threads()
-    niceness: int = 10
+    niceness: int = 15  # well behind the threads that answer requests
 
 
 class JobService:

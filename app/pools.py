@@ -1,6 +1,8 @@
 """Threads for what would hold up the event loop, where small work does not wait for large work, nor large work for ever."""
 
 import asyncio
+import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from heapq import heappop, heappush
@@ -8,6 +10,7 @@ from itertools import count
 from threading import Lock
 from typing import Any, Self, TypeVar
 
+NICENESS = 5  # of threads that compute, above the event loop's
 SIZE_OF_A_TURN = 8  # for each so many of its size, a work lets one smaller pass that came later
 
 Result = TypeVar("Result")
@@ -18,7 +21,7 @@ class Pool:
 
     def __init__(self, name: str, num_threads: int) -> None:
         self.size = 0  # of all that waits or runs
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix=name, initializer=give_way)
         self._lock = Lock()
         self._waiting: list[tuple[int, int, Callable[[], Any], asyncio.Future[Any]]] = []  # a heap: by turn, of equals the first
         self._numbers = count()
@@ -66,6 +69,13 @@ class Pool:
             _tell(answer, answer.set_exception, error)
             raise
         _tell(answer, answer.set_result, result)
+
+
+def give_way() -> None:
+    """From now on, where threads wait for a core, the event loop goes before this one: who must be refused is refused at once, and every
+    connection has its turn, however much there is to compute. On Linux, where a thread has a niceness of its own."""
+    if sys.platform == "linux":
+        os.nice(NICENESS)
 
 
 def _tell(answer: asyncio.Future[Any], tell: Callable[[Any], None], what: object) -> None:

@@ -42,6 +42,14 @@ class Seen:
     lost: int = 0
     idle: list[Connection] = field(default_factory=list)
 
+    def kept(self) -> Connection | None:
+        """A connection that nobody uses; the server closes those that have been idle for some seconds."""
+        while self.idle:
+            if not (connection := self.idle.pop()).reader.at_eof():
+                return connection
+            connection.leave()
+        return None
+
     @property
     def refusals(self) -> Counter[int]:
         return Counter(status for status, _ in self.answered if status != 200)
@@ -103,7 +111,7 @@ async def storm(server: Server, body: str, rate: float, seconds: float) -> tuple
 
 async def one(port: int, body: str, due: float, seen: Seen) -> None:
     try:
-        connection = seen.idle.pop() if seen.idle else await Connection.open(port)
+        connection = seen.kept() or await Connection.open(port)
         seen.late.append(time.perf_counter() - due)
         answer = await connection.ask("/generate", body)
     except (OSError, EOFError):

@@ -1,12 +1,15 @@
 """Small work passes large work, but not for ever; what nobody waits for never runs."""
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from app.pools import SIZE_OF_A_TURN, Pool
+from app.batcher import Batcher
+from app.pools import NICENESS, SIZE_OF_A_TURN, Pool
 
 
 def run(main: Callable[[Pool], Awaitable[None]]) -> None:
@@ -79,3 +82,16 @@ def test_work_whose_caller_has_left_never_runs_and_its_followers_hear_of_it() ->
     run(main)
     assert ran == ["stays"]
     assert sizes == [11, 10, 0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has a niceness of its own on Linux alone")
+def test_what_computes_gives_way_to_the_event_loop() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, 0)
+
+    async def main(pool: Pool) -> None:
+        batcher = Batcher(num_threads=1)
+        assert await pool.run(niceness) == await batcher.run_on_thread(niceness) == niceness() + NICENESS
+        await batcher.aclose()
+
+    run(main)
