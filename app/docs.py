@@ -70,7 +70,7 @@ def _complete(schema: dict[str, Any]) -> None:
 
 def _fill_examples(schema: dict[str, Any], app: FastAPI) -> None:
     service = app.state.service
-    values: dict[str, str | None] = {"id": service.jobs.newest_id()}
+    values: dict[str, str | None] = {"id": service.jobs.newest_id(), "images": "0"}
     for name in service.store.names[:1]:
         manifest = service.store.manifest(name)
         values |= {"name": name, "version": str(manifest.version), "file": manifest.samples.file, "alias": "best"}

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import Conflict, FieldError, Invalid, NotServed, UnknownJob, show
-from app.schemas import ArchitectureCard, Architectures, Job, JobProgress, Jobs, LossCard, PenaltyCard, PresetCard
+from app.schemas import Job, JobProgress, Jobs
 from training import catalog
-from training.contract import FINISHED, JobStatus, TrainConfig, is_name, now
+from training.contract import FINISHED, JobState, JobStatus, TrainConfig, is_name, now
 from training.files import locks, runs
+from training.files.directories import remove
 from training.files.machine import num_training_threads
 
 STOPPED = 75  # the worker's exit code when it was asked to stop and can go on later
@@ -58,8 +59,11 @@ class JobService:
         self._folder.mkdir(parents=True, exist_ok=True)
         found = await asyncio.to_thread(self._read_all)
         # a worker that outlived the server before this one comes first: nothing may start beside it
-        unfinished = [id for id, status in found.items() if status.state not in FINISHED]
-        self._queue = sorted(unfinished, key=lambda id: (not self._is_alive(id), id))
+        waiting = [id for id, status in found.items() if status.state not in {*FINISHED, "paused"}]
+        for id in [id for id in waiting if runs.is_pause_asked(self._folder / id) and not self._is_alive(id)]:
+            self._park(id)  # the server before this one could not
+            waiting.remove(id)
+        self._queue = sorted(waiting, key=lambda id: (not self._is_alive(id), id))
         self._task = asyncio.create_task(self._work())
         self._wake.set()
 
@@ -122,22 +126,94 @@ class JobService:
         return Jobs(jobs=jobs, next=page[limit - 1] if len(page) > limit else None)
 
     async def cancel(self, id: str) -> Job:
-        """Leave the wish to end; a queued job ends at once, a running one at its worker's next beat.
+        """Leave the wish to end; a queued or paused job ends at once, a running one at its worker's next beat.
 
         Raises:
             UnknownJob: there is no such job.
             Conflict: it is finished.
         """
-        job = await self.get(id)
-        if job.state in FINISHED:
-            raise Conflict(f"job {id} is {job.state} already; only queued and running jobs can be cancelled")
+        job = await self._expect(id, "cancelled", "queued", "running", "paused")
         runs.ask_to_cancel(self._folder / id)
         if id in self._queue:
             self._queue.remove(id)
-            self._finish(id, "cancelled", "cancelled before it started")
+            self._end(id)
+        elif job.state == "paused":
+            self._end(id)
         return await self.get(id)
 
+    async def pause(self, id: str) -> Job:
+        """A queued job waits from now on, a running one once its worker has kept a checkpoint; until `resume`.
+
+        Raises:
+            UnknownJob: there is no such job.
+            Conflict: it is paused or finished.
+        """
+        await self._expect(id, "paused", "queued", "running")
+        runs.ask_to_pause(self._folder / id)
+        if id in self._queue:
+            self._queue.remove(id)
+            self._park(id)
+        return await self.get(id)
+
+    async def resume(self, id: str) -> Job:
+        """Put a paused job at the end of the queue; it goes on from its last checkpoint. Raises as `pause` does."""
+        await self._expect(id, "resumed", "paused")
+        return await self._queue_again(id)
+
+    async def retry(self, id: str) -> Job:
+        """Put a failed or cancelled job at the end of the queue; it goes on from its last checkpoint. Raises as `pause` does."""
+        await self._expect(id, "retried", "failed", "cancelled")
+        self._deaths.pop(id, None)
+        return await self._queue_again(id)
+
+    async def remove(self, id: str) -> None:
+        """Take a job that is not going to run from the disk: its log, figures, samples and checkpoints. What it published stays.
+
+        Raises:
+            UnknownJob: there is no such job.
+            Conflict: it is queued or running.
+        """
+        await self._expect(id, "removed", "paused", "succeeded", "failed", "cancelled")
+        await asyncio.to_thread(remove, self._folder / id)
+
+    async def _expect(self, id: str, done: str, *states: JobState) -> Job:
+        """Raises UnknownJob; Conflict, where what is to be done goes with other states than the job's."""
+        job = await self.get(id)
+        if job.state not in states:
+            raise Conflict(f"job {id} is {job.state}; a job can be {done} while it is {' or '.join(states)}")
+        return job
+
+    async def _queue_again(self, id: str) -> Job:
+        folder = self._folder / id
+        runs.forget_wishes(folder)
+        status = runs.read_status(folder)
+        runs.write_status(folder, status.model_copy(update={"state": "queued", "message": "", "finished_at": None}))
+        self._queue.append(id)
+        self._wake.set()
+        return await self.get(id)
+
+    def _park(self, id: str) -> None:
+        """The wish to pause is fulfilled."""
+        folder = self._folder / id
+        status = runs.read_status(folder)
+        runs.write_status(folder, status.model_copy(update={"state": "paused", "message": f"paused {_when(status)}"}))
+        runs.forget_wishes(folder)
+
+    def _end(self, id: str) -> None:
+        """The wish to cancel is fulfilled, where no worker is there to do so."""
+        self._finish(id, "cancelled", f"cancelled {_when(runs.read_status(self._folder / id))}")
+
     # --- reading ---
+
+    async def folder(self, id: str) -> Path:
+        """The directory of a job; raises UnknownJob."""
+        return await asyncio.to_thread(self._known, id)
+
+    def _known(self, id: str) -> Path:
+        folder = self._folder / id
+        if not is_name(id) or not (folder / runs.STATUS).is_file():  # no path is made of what is no id
+            raise UnknownJob(f"there is no job {show(id)}; GET /jobs lists them")
+        return folder
 
     def _paths(self) -> list[Path]:
         return [path for path in self._folder.iterdir() if (path / runs.STATUS).is_file()] if self._folder.is_dir() else []
@@ -152,9 +228,7 @@ class JobService:
         return found
 
     def _read(self, id: str) -> Job:
-        folder = self._folder / id
-        if not is_name(id) or not (folder / runs.STATUS).is_file():  # no path is made of what is no id
-            raise UnknownJob(f"there is no job {show(id)}; GET /jobs lists them")
+        folder = self._known(id)
         try:
             status = runs.read_status(folder)
         except (OSError, ValueError) as error:
@@ -241,6 +315,12 @@ class JobService:
             if status.model is not None:
                 await self._on_published(status.model)
             return
+        if runs.is_cancel_asked(self._folder / id):
+            self._end(id)
+            return
+        if runs.is_pause_asked(self._folder / id):
+            self._park(id)
+            return
         if self._closing:
             return
         images, deaths = self._deaths.get(id, (-1, 0))
@@ -272,61 +352,14 @@ class JobService:
             _log.debug("the worker had ended already")
 
 
+def _when(status: JobStatus) -> str:
+    seen = status.progress.images
+    return f"after {seen:,} of {status.progress.total_images:,} images" if seen else "before it started"
+
+
 def _config(folder: Path) -> TrainConfig | None:
     try:
         return runs.read_config(folder)
     except (OSError, ValueError) as error:
         _log.warning("%s cannot be read: %s", folder / runs.CONFIG, error)
         return None
-
-
-def describe_catalog(datasets: Path) -> Architectures:
-    """Every architecture, loss, penalty and data set that a config may name.
-
-    Raises:
-        NotServed: this process has no trainer.
-    """
-    try:
-        losses, penalties, architectures = catalog.losses(), catalog.penalties(), catalog.architectures()
-        known = catalog.datasets(datasets)
-    except ImportError as error:
-        raise NotServed(f"this process serves only; it has no {error.name}") from error
-    return Architectures(
-        architectures=[
-            ArchitectureCard(
-                name=key,
-                summary=_summary(kind),
-                source=kind.source,
-                inputs=list(kind.inputs),
-                conditions=list(kind.conditions),
-                options=kind.model_json_schema(),
-                losses=[loss for loss in losses if loss not in kind.refused],
-                penalties=[penalty for penalty in penalties if penalty not in kind.refused],
-                recipe=dict(kind.recipe),
-                refused=dict(kind.refused),
-            )
-            for key, kind in architectures.items()
-        ],
-        losses=[
-            LossCard(
-                name=key,
-                summary=_summary(kind),
-                source=kind.source,
-                options=kind.model_json_schema(),
-                recipe=dict(kind.recipe),
-                refused=dict(kind.refused),
-            )
-            for key, kind in losses.items()
-        ],
-        penalties=[
-            PenaltyCard(name=key, summary=_summary(kind), source=kind.source, options=kind.model_json_schema())
-            for key, kind in penalties.items()
-        ],
-        presets=[PresetCard(name=key, summary=each.summary, config=dict(each.config)) for key, each in catalog.presets().items()],
-        extractors=catalog.extractors(),
-        datasets=known,
-    )
-
-
-def _summary(kind: type) -> str:
-    return (kind.__doc__ or "").strip().split("\n")[0]

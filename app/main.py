@@ -12,7 +12,7 @@ from app import docs, errors
 from app.guard import Guard
 from app.metrics import Metrics
 from app.reception import Reception
-from app.routes import inference, models, operations, protocol, training
+from app.routes import inference, models, operations, protocol, training, watching
 from app.service import running
 from app.settings import Settings
 
@@ -53,7 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(
         Reception, settings=settings, metrics=metrics, wanting_images=_WANTING_IMAGES
     )  # around the guard: what it refuses is counted too
-    for router in (*_INFERENCE, models.router, training.router, operations.router, protocol.router, docs.router):
+    for router in (*_INFERENCE, models.router, training.router, watching.router, operations.router, protocol.router, docs.router):
         app.include_router(router)
     app.mount("/_swagger", StaticFiles(packages=[("fastapi_swagger", "resources")]))
     docs.install(app)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from app.choices import Backend
-from training.contract import DatasetCard, Finding, JobState, Manifest, Seed, TensorSpec, TrainConfig
+from training.contract import DatasetCard, Finding, JobState, Manifest, Metrics, Seed, TensorSpec, TrainConfig
 
 MAX_JSON_BYTES = 2**20
 MAX_LATENT_BYTES = 16 * 2**20  # where a body may hold latents
@@ -311,6 +311,13 @@ class Jobs(BaseModel):
 
     jobs: list[Job]
     next: str | None = Field(description="The `after` of the next page; null on the last one.")
+
+
+class JobMetrics(BaseModel):
+    """What a job has measured so far."""
+
+    metrics: list[Metrics] = Field(description="Means over the steps since the line before, and evaluations on held-out images.")
+    samples: list[int] = Field(description="Of how many images there are sample grids: GET /jobs/{id}/samples/{images}.png.")
 
 
 class ArchitectureCard(BaseModel):

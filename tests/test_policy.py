@@ -51,6 +51,8 @@ IMPORTS = (
     ("app.server", "app.*", "uvicorn"),
     ("app.routes.*", "app.* !app.main !app.engine !app.batcher !app.routes.* training.contract", "fastapi pydantic starlette"),
     ("app.jobs", "app.* !app.main !app.routes.* training.contract training.catalog training.files.*", ""),
+    ("app.trainable", "app.errors app.schemas training.catalog", ""),
+    ("app.watching", "app.encoders app.errors app.schemas training.files.*", "PIL numpy"),
     *(
         (f"app.{room}", "app.* !app.main !app.routes.* training.contract training.probe training.files.*", "torch numpy pydantic fastapi")
         for room in (

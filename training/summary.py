@@ -26,7 +26,6 @@ from training.contract import JobStatus, Metrics, TrainConfig
 from training.files import runs
 from training.files.directories import write_atomically
 
-FILE = "summary.png"
 _log = logging.getLogger(__name__)
 DOTS_PER_INCH = 100
 # inches:
@@ -101,7 +100,7 @@ def draw(folder: Path) -> None:
         figure, drawn = figure_of(folder), io.BytesIO()
         FigureCanvasAgg(figure)
         figure.savefig(drawn, format="png", metadata={"Software": None})  # the version of matplotlib is not the run's
-    write_atomically(folder / FILE, drawn.getvalue())
+    write_atomically(folder / runs.SUMMARY, drawn.getvalue())
 
 
 def figure_of(folder: Path) -> Figure:

@@ -4,9 +4,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from app.jobs import describe_catalog
 from app.schemas import MAX_JSON_BYTES, Architectures, Job, Jobs, TrainRequest
 from app.service import ADMINISTRATIVE, ServiceOf
+from app.trainable import describe_catalog
 
 router = APIRouter(tags=["training"], dependencies=[ADMINISTRATIVE])
 JobId = Annotated[str, Query(pattern=r"^\d{8}-\d{6}-[0-9a-f]{12}$", description="The id of a job; the page begins behind it.")]
@@ -34,8 +34,32 @@ async def show_job(id: str, service: ServiceOf) -> Job:
 
 @router.post("/jobs/{id}/cancel", status_code=202, summary="End a training job")
 async def cancel_job(id: str, service: ServiceOf) -> Job:
-    """A queued job ends at once, a running one within a second or a step; its last checkpoint is kept."""
+    """A queued or paused job ends at once, a running one within a second or a step; its last checkpoint is kept."""
     return await service.jobs.cancel(id)
+
+
+@router.post("/jobs/{id}/pause", status_code=202, summary="Let a training job wait")
+async def pause_job(id: str, service: ServiceOf) -> Job:
+    """A running job is paused once its worker has kept a checkpoint, within a second or a step; the next in the queue begins."""
+    return await service.jobs.pause(id)
+
+
+@router.post("/jobs/{id}/resume", status_code=202, summary="Go on with a paused training job")
+async def resume_job(id: str, service: ServiceOf) -> Job:
+    """At the end of the queue; it ends with the bits that it would have had without the pause."""
+    return await service.jobs.resume(id)
+
+
+@router.post("/jobs/{id}/retry", status_code=202, summary="Go on with a failed or cancelled training job")
+async def retry_job(id: str, service: ServiceOf) -> Job:
+    """At the end of the queue, from its last checkpoint, where there is one."""
+    return await service.jobs.retry(id)
+
+
+@router.delete("/jobs/{id}", status_code=204, summary="Remove a training job from the disk")
+async def remove_job(id: str, service: ServiceOf) -> None:
+    """Its log, figures, samples and checkpoints, and not what it published. It must not be queued or running: cancel it first."""
+    await service.jobs.remove(id)
 
 
 @router.get("/architectures", summary="What can be trained")

@@ -88,7 +88,7 @@ def test_a_job_whose_worker_dies_three_times_at_once_is_a_crash_loop(jobs: Jobs,
         assert job.message.startswith("crash loop: its worker died 3 times ")
         assert job.message.endswith("; log.txt may say why")
         assert job.finished_at is not None
-        with pytest.raises(Conflict, match="failed already"):
+        with pytest.raises(Conflict, match="is failed; a job can be cancelled while"):
             await service.cancel(id)
 
     jobs.serve(scenario)
@@ -171,6 +171,93 @@ def test_a_running_job_survives_an_orderly_end_of_the_server_and_is_cancelled_by
     jobs.serve(second)
     log = (jobs.folder / id / runs.LOG).read_text()
     assert f"going on from the checkpoint at {status.progress.images:,} images" in log
+
+
+def test_a_paused_job_lets_the_next_one_run_and_goes_on_from_where_it_was(jobs: Jobs) -> None:
+    long, short = jobs.create(total_images=10**9), jobs.create()
+
+    async def first(service: JobService) -> None:
+        await until(service, long, lambda job: job.progress.images > 0)
+        with pytest.raises(Conflict, match=f"job {long} is running; a job can be resumed while it is paused"):
+            await service.resume(long)
+        await service.pause(long)
+        paused = await until(service, long, lambda job: job.state == "paused")
+        assert paused.message == f"paused after {paused.progress.images:,} of 1,000,000,000 images"
+        assert paused.position is None
+        assert runs.checkpoint_images(jobs.folder / long) == paused.progress.images
+        assert (await until(service, short, is_finished)).state == "succeeded"
+        with pytest.raises(Conflict, match="is paused; a job can be paused while it is queued or running"):
+            await service.pause(long)
+
+    jobs.serve(first)
+    seen = runs.read_status(jobs.folder / long).progress.images
+
+    async def second(service: JobService) -> None:
+        assert (await service.get(long)).state == "paused", "another server leaves it as it is"
+        assert (await service.resume(long)).state == "queued"
+        await until(service, long, lambda job: job.progress.images > seen)
+        await service.cancel(long)
+        await until(service, long, is_finished)
+
+    jobs.serve(second)
+    assert f"going on from the checkpoint at {seen:,} images" in (jobs.folder / long / runs.LOG).read_text()
+
+
+def test_a_wish_to_pause_outlives_the_server_that_heard_it(jobs: Jobs) -> None:
+    id = jobs.create()
+    runs.ask_to_pause(jobs.folder / id)
+
+    async def scenario(service: JobService) -> None:
+        job = await service.get(id)
+        assert (job.state, job.message, job.attempts) == ("paused", "paused before it started", 0)
+        assert (await service.cancel(id)).state == "cancelled"
+
+    jobs.serve(scenario)
+
+
+def test_who_asks_to_pause_and_then_to_cancel_has_cancelled(jobs: Jobs) -> None:
+    id = jobs.create(total_images=10**9)
+
+    async def scenario(service: JobService) -> None:
+        await until(service, id, lambda job: job.progress.images > 0)
+        await service.pause(id)
+        await service.cancel(id)
+        job = await until(service, id, is_finished)
+        assert job.state == "cancelled"
+        assert job.message.startswith("cancelled after ")
+
+    jobs.serve(scenario)
+
+
+@pytest.mark.usefixtures("dying_workers")
+def test_a_failed_job_is_tried_again_and_its_deaths_are_counted_anew(jobs: Jobs) -> None:
+    id = jobs.create()
+
+    async def scenario(service: JobService) -> None:
+        for _ in range(2):
+            job = await until(service, id, is_finished)
+            assert "its worker died 3 times" in job.message
+            assert (await service.retry(id)).state == "queued"
+
+    jobs.serve(scenario)
+
+
+def test_a_cancelled_job_is_tried_again_and_then_removed(jobs: Jobs) -> None:
+    id = jobs.create()
+
+    async def scenario(service: JobService) -> None:
+        with pytest.raises(Conflict, match="a job can be removed while it is paused or succeeded or failed or cancelled"):
+            await service.remove(id)
+        await service.cancel(id)
+        assert (await until(service, id, is_finished)).state == "cancelled"
+        await service.retry(id)
+        assert (await until(service, id, is_finished)).state == "succeeded"
+        await service.remove(id)
+        with pytest.raises(UnknownJob):
+            await service.get(id)
+        assert [path.name for path in jobs.folder.rglob("*") if path.is_file()] == []
+
+    jobs.serve(scenario)
 
 
 def test_a_damaged_status_is_left_out_and_logged(jobs: Jobs, caplog: pytest.LogCaptureFixture) -> None:

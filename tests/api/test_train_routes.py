@@ -251,7 +251,26 @@ def test_a_finished_job_cannot_be_cancelled(api: Api) -> None:
     job = submitted(api)
     api.post(f"/jobs/{job['id']}/cancel")
     problem = refusal(api.post(f"/jobs/{job['id']}/cancel"), 409)
-    assert f"job {job['id']} is cancelled already; only queued and running jobs can be cancelled" in problem["detail"]
+    assert f"job {job['id']} is cancelled; a job can be cancelled while it is queued or running or paused" in problem["detail"]
+
+
+def test_a_queued_job_is_paused_resumed_and_removed_over_http(api: Api, state: Path) -> None:
+    first, second = (submitted(api)["id"] for _ in range(2))
+    paused = api.post(f"/jobs/{first}/pause")
+    assert (paused.status_code, paused.json()["state"], paused.json()["message"]) == (202, "paused", "paused before it started")
+    assert api.get(f"/jobs/{second}").json()["position"] == 1
+    resumed = api.post(f"/jobs/{first}/resume")
+    assert (resumed.status_code, resumed.json()["state"], resumed.json()["position"]) == (202, "queued", 2)
+    refusal(api.post(f"/jobs/{first}/retry"), 409)
+    refusal(api.send(api.build("DELETE", f"/jobs/{first}")), 409)
+    api.post(f"/jobs/{first}/cancel")
+    assert api.post(f"/jobs/{first}/retry").json()["state"] == "queued"
+    api.post(f"/jobs/{first}/cancel")
+    removed = api.send(api.build("DELETE", f"/jobs/{first}"))
+    assert (removed.status_code, removed.content) == (204, b"")
+    refusal(api.get(f"/jobs/{first}"), 404)
+    assert [job["id"] for job in api.get("/jobs").json()["jobs"]] == [second]
+    assert not (state / "jobs" / first).exists()
 
 
 def test_a_damaged_job_hides_no_other(api: Api, state: Path) -> None:

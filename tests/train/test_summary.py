@@ -189,5 +189,5 @@ def test_a_damaged_grid_of_samples_is_left_out_and_told(tmp_path: Path, caplog: 
     runs.create(run, TrainConfig(name="mine"), runs.new_id())
     runs.sample_path(run, 40).touch()
     summary.draw(run)
-    assert (run / summary.FILE).stat().st_size > 1000
+    assert (run / runs.SUMMARY).stat().st_size > 1000
     assert "the samples 000000000040.png cannot be read and are left out" in caplog.text

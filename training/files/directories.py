@@ -98,3 +98,10 @@ def commit(staged: Path, target: Path) -> None:
             raise FileExistsError(errno.EEXIST, f"{target} is there already") from error
         raise
     _fsync(target.parent)
+
+
+def remove(folder: Path) -> None:
+    """Take a directory away, whole and by one rename."""
+    with staging(folder.parent) as staged:
+        folder.rename(staged / folder.name)
+        _fsync(folder.parent)

@@ -11,7 +11,8 @@
     log.txt        what the worker said
     lock           held by the worker as long as it lives
     cancel         there once someone has asked the run to end
-    stop           there once someone has asked it to pause; its next start takes it away
+    stop           there once someone has asked its worker to end; its next start takes it away
+    pause          there once someone has asked the service not to start it again
 
 The directory is the truth: whoever finds it knows all there is to know of the run.
 """
@@ -25,8 +26,9 @@ from training.contract import JobStatus, Metrics, Progress, TrainConfig, now
 from training.files.directories import commit, staging, write_atomically
 
 CONFIG, STATUS, METRICS, LOG = "config.json", "status.json", "metrics.jsonl", "log.txt"
-CANCEL, STOP = "cancel", "stop"
+CANCEL, STOP, PAUSE = "cancel", "stop", "pause"
 CHECKPOINTS, BEST, SAMPLES = "checkpoints", "best", "samples"
+SUMMARY = "summary.png"
 
 
 def new_id() -> str:
@@ -103,6 +105,11 @@ def sample_path(folder: Path, images: int) -> Path:
     return folder / SAMPLES / f"{images:012d}.png"
 
 
+def sample_images(folder: Path) -> list[int]:
+    """Of how many images there are grids, ascending."""
+    return sorted(int(path.stem) for path in (folder / SAMPLES).glob("*.png") if path.stem.isdecimal())
+
+
 def ask_to_cancel(folder: Path) -> None:
     """Leave the wish where it outlives every process: the worker sees it within a second, or before it starts."""
     (folder / CANCEL).touch()
@@ -118,7 +125,22 @@ def ask_to_stop(folder: Path) -> None:
 
 
 def is_stop_asked(folder: Path) -> bool:
-    return (folder / STOP).exists()
+    return (folder / STOP).exists() or is_pause_asked(folder)
+
+
+def ask_to_pause(folder: Path) -> None:
+    """Leave the wish that its worker ends with a checkpoint, and none is started before someone asks for it."""
+    (folder / PAUSE).touch()
+
+
+def is_pause_asked(folder: Path) -> bool:
+    return (folder / PAUSE).exists()
+
+
+def forget_wishes(folder: Path) -> None:
+    """Nobody wants the run to end or to wait any more."""
+    for name in (CANCEL, STOP, PAUSE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def read_metrics(folder: Path) -> list[Metrics]:
