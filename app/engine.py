@@ -9,6 +9,7 @@ them seldom have one size, and each size would have to be proved by itself.
 
 import logging
 import math
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ BUCKETS = (4, 8, 16, 32, 64)  # torch's kernels for 1 and 2 differ from the rest
 ALONE = (1,)
 MAX_ROWS = BUCKETS[-1]
 MAX_BATCH_PIXELS = MAX_ROWS * 32 * 32  # larger images run in smaller batches: a batch is a turn, and others wait for its end
+TURN_SECONDS = 0.03  # of a batch with rows of a large request, while others may come
+RUNS_TO_KNOW = 3  # of a size, before the shortest of them is believed
 Paths = Mapping[Format, Path]
 _log = logging.getLogger(__name__)
 
@@ -82,6 +85,7 @@ class Engine:
         self.manifest = manifest
         self.device = device
         self._players = players
+        self._taken: dict[tuple[ModuleName, int], tuple[int, float]] = {}  # by batch size: runs, and the seconds of the shortest
 
     @classmethod
     def load(cls, folder: Path, manifest: Manifest, device: torch.device, choose: Callable[[ModuleName], Choice] = as_published) -> Self:
@@ -131,6 +135,16 @@ class Engine:
         """Rows of its largest batch."""
         return self._players[module][1][-1]
 
+    def turn_rows(self, module: ModuleName) -> int:
+        """Rows of its largest batch that is not known to take longer than a turn may; of its smallest, where all do."""
+        sizes = self._players[module][1]
+        short = [size for size in sizes if self._seconds(module, size) <= TURN_SECONDS]
+        return short[-1] if short else sizes[0]
+
+    def _seconds(self, module: ModuleName, size: int) -> float:
+        runs, seconds = self._taken.get((module, size), (0, 0.0))
+        return seconds if runs >= RUNS_TO_KNOW else 0.0
+
     def run(self, module: ModuleName, inputs: Mapping[str, Tensor]) -> Tensor:
         """One forward pass.
 
@@ -143,9 +157,13 @@ class Engine:
         """
         player, buckets = self._players[module]
         bucket = next(size for size in buckets if size >= num_rows(inputs))
+        begin = time.perf_counter()
         with torch.inference_mode():
             output = player.forward(inputs, bucket)
-            return _to_cpu(pixels.to_uint8(output) if player.makes_images else output)
+            output = _to_cpu(pixels.to_uint8(output) if player.makes_images else output)
+        runs, seconds = self._taken.get((module, bucket), (0, math.inf))
+        self._taken[module, bucket] = runs + 1, min(seconds, time.perf_counter() - begin)
+        return output
 
     def transforming(self, image: pixels.Pixels) -> Generator[None, None, Tensor]:
         """What the generator makes of a picture, its only input, tile by tile: a step a tile, as many as `tiles.plan` has.

@@ -55,7 +55,6 @@ def run(settings: Settings, out: TextIO) -> int:
 def _spare_collector() -> None:
     """Python's collector looks at every object that it knows, now and then: at torch's modules for 100 ms, in which nobody is answered.
     What is here now stays to the end, and need not be looked at; models come later, and are."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,17 +135,24 @@ class Call:
 @dataclass
 class Lane:
     """What waits for one module of one engine. Requests that had no turn yet and those that had share each batch, half and half where
-    there is much of both: so one image goes with the next batch, however many wait that have begun, and these go on however many come."""
+    there is much of both: so one image goes with the next batch, however many wait that have begun, and these go on however many come.
+    Where a request is larger than a turn, batches are no larger than that, nor than twice what is fresh: few rows do not wait for many."""
 
     fresh: deque[Request] = field(default_factory=deque)
     begun: deque[Request] = field(default_factory=deque)
 
-    def fill(self, room: int) -> list[Piece]:
-        """Everything that fits into so many rows."""
+    def fill(self, sizes: Sequence[int], turn_rows: int) -> list[Piece]:
+        """Everything that fits into a batch.
+
+        Args:
+            sizes: that a batch may have, ascending.
+            turn_rows: of a batch with rows of a larger request: whoever comes while it runs must wait for its end.
+        """
         pieces: list[Piece] = []
-        lead = 0  # rows of fresh requests more than of others
+        room = self._room(sizes, turn_rows)
+        for_fresh = room // 2  # rows, or more where nobody else wants them
         while room and self:
-            is_fresh = bool(self.fresh) and (lead <= 0 or not self.begun)
+            is_fresh = bool(self.fresh) and (for_fresh > 0 or not self.begun)
             request = (self.fresh if is_fresh else self.begun).popleft()
             if request.has_failed or request.answer.done():  # or its client has left
                 continue
@@ -153,10 +160,18 @@ class Lane:
             pieces.append(Piece(request, start, start + size))
             request.waiting -= size
             room -= size
-            lead += size if is_fresh else -size
+            for_fresh -= size if is_fresh else 0
             if request.waiting:
                 self.begun.append(request)
         return pieces
+
+    def _room(self, sizes: Sequence[int], turn_rows: int) -> int:
+        if all(request.waiting <= turn_rows for request in self):
+            return sizes[-1]
+        if not (self.fresh and self.begun):
+            return turn_rows
+        fresh = sum(min(request.waiting, PIECE_ROWS) for request in self.fresh)
+        return min(turn_rows, next((size for size in sizes if size >= 2 * fresh), turn_rows))  # half of it is theirs
 
     def __bool__(self) -> bool:
         return bool(self.fresh or self.begun)
@@ -202,7 +217,7 @@ class Queue:
             key = next(iter(self.lanes))
             lane = self.lanes.pop(key)
             engine, module = key
-            pieces = lane.fill(engine.max_rows(module))
+            pieces = lane.fill(engine.buckets[module], engine.turn_rows(module))
             if lane:
                 self.lanes[key] = lane  # to the end: the next lane's turn
             if pieces:

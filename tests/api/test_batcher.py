@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from app.engine import Engine, ModuleName, num_rows
 from app.errors import Overloaded
 from app.metrics import Metrics
 from app.pools import Pool
+from app.turns import Lane, Piece, Request
 from app.visits import Visit, visiting
 from training.contract import Manifest
 
@@ -234,6 +236,44 @@ def test_a_batch_is_shared_by_those_that_come_and_those_that_have_begun(engine: 
         assert engine.log.batch_of(latents(2560)["latent"][-1]) <= 60
 
     run(main)
+
+
+def lane(*counts: int, begun: tuple[int, ...] = ()) -> Lane:
+    loop = asyncio.new_event_loop()
+
+    def request(count: int) -> Request:
+        return Request({}, count, count, loop.create_future())
+
+    made = Lane(deque(map(request, counts)), deque(map(request, begun)))
+    loop.close()
+    return made
+
+
+def sizes_of(pieces: list[Piece]) -> list[int]:
+    return [piece.stop - piece.start for piece in pieces]
+
+
+def test_batches_of_a_large_request_are_no_longer_than_a_turn() -> None:
+    waiting = lane(256)
+    assert [sizes_of(waiting.fill((4, 8, 16), turn_rows=8)) for _ in range(32)] == [[8]] * 32
+    assert not waiting
+
+
+def test_few_rows_share_a_small_batch_with_a_large_request() -> None:
+    waiting = lane(1, begun=(200,))
+    assert sizes_of(waiting.fill((4, 8, 16), turn_rows=8)) == [1, 3]
+    assert sizes_of(waiting.fill((4, 8, 16), turn_rows=8)) == [8]
+
+
+def test_many_rows_beside_a_large_request_have_half_of_each_turn() -> None:
+    waiting = lane(*[1] * 20, begun=(200,))
+    assert sum(sizes_of(waiting.fill((4, 8, 16), turn_rows=8))[:4]) == 4
+    assert len(waiting.fresh) == 16
+
+
+def test_requests_that_are_no_larger_than_a_turn_fill_the_largest_batch() -> None:
+    waiting = lane(*[4] * 10)
+    assert [sum(sizes_of(waiting.fill((4, 8, 16), turn_rows=8))) for _ in range(3)] == [16, 16, 8]
 
 
 # --- limits -------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from app import pixels
-from app.engine import BUCKETS, BrokenVersionError, Engine, ModuleName
+from app.engine import BUCKETS, RUNS_TO_KNOW, BrokenVersionError, Engine, ModuleName
 from training.contract import FileSpec, Manifest, ModuleSpec, Probe
 
 CPU = torch.device("cpu")
@@ -87,6 +87,22 @@ def test_the_largest_bucket_is_kept_and_batches_of_one_and_two_are_never_run(eng
         assert set(buckets) <= set(BUCKETS)
         assert min(buckets) >= 4
     assert set(engine.buckets) == {"generator", "discriminator"}
+
+
+def test_a_turn_is_the_largest_batch_that_is_not_known_to_take_too_long(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(size: int) -> None:
+        engine.run("generator", {spec.name: rows(size, spec.shape) for spec in engine.inputs("generator")})
+
+    for _ in range(RUNS_TO_KNOW):
+        assert engine.turn_rows("generator") == 64, "not known yet, or short enough"
+        run(64)
+    monkeypatch.setattr("app.engine.TURN_SECONDS", 0.0)
+    sizes = engine.buckets["generator"]
+    assert engine.turn_rows("generator") == sizes[-2]
+    for size in sizes:
+        for _ in range(RUNS_TO_KNOW):
+            run(size)
+    assert engine.turn_rows("generator") == sizes[0]
 
 
 def test_reloading_gives_the_same_bits(engine: Engine, repository: Path) -> None:
