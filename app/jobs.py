@@ -185,6 +185,8 @@ class JobService:
 
     async def _queue_again(self, id: str) -> Job:
         folder = self._folder / id
+        if self._task is None and locks.is_held(self._folder):
+            raise Conflict(f"another server works on {self._folder.parent}, and would not hear of it: ask that one")
         runs.forget_wishes(folder)
         status = runs.read_status(folder)
         runs.write_status(folder, status.model_copy(update={"state": "queued", "message": "", "finished_at": None}))

@@ -166,7 +166,7 @@ class Lane:
         return pieces
 
     def _room(self, sizes: Sequence[int], turn_rows: int) -> int:
-        if all(request.waiting <= turn_rows for request in self):
+        if turn_rows == sizes[-1] or all(request.waiting <= turn_rows for request in self):
             return sizes[-1]
         if not (self.fresh and self.begun):
             return turn_rows

@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 
 from ganserve.connection import Connection, check
 
-jobs_app = App(name="jobs", help="List, show and cancel the training jobs that were asked for over HTTP.")
+jobs_app = App(name="jobs", help="List, show, pause, resume, cancel, retry and remove the training jobs that were asked for over HTTP.")
 
 JobId = Annotated[str, Parameter(help="A job of `ganserve jobs list`.")]
 
@@ -47,9 +47,41 @@ def show(id: JobId, /, *, connection: Connection = Connection()) -> None:
 @jobs_app.command
 def cancel(id: JobId, /, *, connection: Connection = Connection()) -> None:
     """End a job; a running one keeps its last checkpoint."""
+    _change(id, "cancel", "asked to end", connection)
+
+
+@jobs_app.command
+def pause(id: JobId, /, *, connection: Connection = Connection()) -> None:
+    """Let a job wait; a running one keeps a checkpoint."""
+    _change(id, "pause", "asked to pause", connection)
+
+
+@jobs_app.command
+def resume(id: JobId, /, *, connection: Connection = Connection()) -> None:
+    """Go on with a paused job, at the end of the queue."""
+    _change(id, "resume", "in the queue", connection)
+
+
+@jobs_app.command
+def retry(id: JobId, /, *, connection: Connection = Connection()) -> None:
+    """Go on with a failed or cancelled job from its last checkpoint, at the end of the queue."""
+    _change(id, "retry", "in the queue", connection)
+
+
+@jobs_app.command
+def remove(id: JobId, /, *, connection: Connection = Connection()) -> None:
+    """Remove a job that is not going to run from the disk; what it published stays."""
 
     async def question(client: httpx.AsyncClient) -> httpx.Response:
-        return check(await client.post(f"/jobs/{quote(id, safe='')}/cancel"))
+        return check(await client.delete(f"/jobs/{quote(id, safe='')}"))
+
+    connection.ask(question)
+    print(f"{id}: removed")
+
+
+def _change(id: str, what: str, done: str, connection: Connection) -> None:
+    async def question(client: httpx.AsyncClient) -> httpx.Response:
+        return check(await client.post(f"/jobs/{quote(id, safe='')}/{what}"))
 
     job = connection.ask(question).json()
-    print(f"{job['id']}: {job['state']}, {job['message'] or 'asked to end'}")
+    print(f"{job['id']}: {job['state']}, {job['message'] or done}")

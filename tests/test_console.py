@@ -24,6 +24,7 @@ from ganserve import cli
 from ganserve.bench import HEADINGS
 from training.contract import TrainConfig
 from training.files import runs
+from training.files.locks import hold
 
 pytest_plugins = ["console_fixtures"]
 
@@ -438,6 +439,29 @@ def test_jobs_are_listed_shown_and_cancelled_where_no_server_runs(console: Conso
     assert json.loads(console.done("jobs", "show", ids[0]))["config"]["name"] == "waiting"
     assert console.done("jobs", "cancel", ids[0]) == f"{ids[0]}: queued, asked to end\n"
     assert runs.is_cancel_asked(tmp_path / "state" / "jobs" / ids[0])
+
+
+def test_jobs_are_paused_resumed_tried_again_and_removed_where_no_server_runs(console: Console, tmp_path: Path) -> None:
+    id, folder = runs.new_id(), tmp_path / "state" / "jobs"
+    config = TrainConfig.model_validate({"architecture": "mlp", "num_evaluated": 0})
+    runs.create(folder / id, config, id)
+
+    def set_state(state: str) -> None:
+        runs.write_status(folder / id, runs.read_status(folder / id).model_copy(update={"state": state}))
+
+    assert console.done("jobs", "pause", id) == f"{id}: queued, asked to pause\n"
+    assert runs.is_pause_asked(folder / id)
+    set_state("paused")
+    assert console.done("jobs", "resume", id) == f"{id}: queued, in the queue\n"
+    assert not runs.is_pause_asked(folder / id)
+    assert "a job can be resumed while it is paused" in console.refused("jobs", "resume", id)
+    set_state("failed")
+    with hold(folder):
+        assert "another server works on" in console.refused("jobs", "retry", id)
+    assert console.done("jobs", "retry", id) == f"{id}: queued, in the queue\n"
+    set_state("cancelled")
+    assert console.done("jobs", "remove", id) == f"{id}: removed\n"
+    assert not (folder / id).exists()
 
 
 def test_architectures_are_listed_with_their_options(console: Console) -> None:

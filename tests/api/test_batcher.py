@@ -265,6 +265,10 @@ def test_few_rows_share_a_small_batch_with_a_large_request() -> None:
     assert sizes_of(waiting.fill((4, 8, 16), turn_rows=8)) == [8]
 
 
+def test_where_the_largest_batch_is_no_longer_than_a_turn_it_is_filled() -> None:
+    assert sizes_of(lane(1, begun=(200,)).fill((4, 8, 16), turn_rows=16)) == [1, 15]
+
+
 def test_many_rows_beside_a_large_request_have_half_of_each_turn() -> None:
     waiting = lane(*[1] * 20, begun=(200,))
     assert sum(sizes_of(waiting.fill((4, 8, 16), turn_rows=8))[:4]) == 4
