@@ -1,15 +1,21 @@
 """`ganserve jobs`: the training jobs of a server, or of the state folder here."""
 
+import asyncio
 import json
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import httpx
 from cyclopts import App, Parameter
 
 from ganserve.connection import Connection, check
+from training.contract import FINISHED, JobStatus, Progress, TrainConfig
 
-jobs_app = App(name="jobs", help="List, show, pause, resume, cancel, retry and remove the training jobs that were asked for over HTTP.")
+SECONDS_BETWEEN_LOOKS = 0.5
+
+jobs_app = App(
+    name="jobs", help="The training jobs that were asked for over HTTP: list, show, watch, pause, resume, cancel, retry, remove."
+)
 
 JobId = Annotated[str, Parameter(help="A job of `ganserve jobs list`.")]
 
@@ -42,6 +48,40 @@ def show(id: JobId, /, *, connection: Connection = Connection()) -> None:
         return check(await client.get(f"/jobs/{quote(id, safe='')}"))
 
     print(json.dumps(connection.ask(question).json(), indent=2))
+
+
+@jobs_app.command
+def watch(id: JobId, /, *, connection: Connection = Connection()) -> int:
+    """Tell of a job as it goes, until it ends or is paused: a bar on a terminal, a line now and then elsewhere."""
+    from ganserve.progress import telling
+
+    async def question(client: httpx.AsyncClient) -> JobStatus:
+        state, num_told = "", 0
+        with telling() as listener:
+            while True:
+                job = check(await client.get(f"/jobs/{quote(id, safe='')}")).json()
+                status = _status(job)
+                if state != status.state == "running" and job["config"] is not None:
+                    listener.started(TrainConfig.model_validate_json(json.dumps(job["config"])), status.progress.images)
+                for finding in status.findings[num_told:]:
+                    listener.found(finding)
+                state, num_told = status.state, len(status.findings)
+                if state in {*FINISHED, "paused"}:
+                    return status
+                if state == "running":
+                    listener.progressed(status)
+                await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+
+    status = connection.ask(question)
+    print(f"{id}: {status.state}, {status.message}")
+    return 1 if status.state == "failed" else 0
+
+
+def _status(job: dict[str, Any]) -> JobStatus:
+    """What the run's own status says, out of the answer."""
+    progress = {name: job["progress"][name] for name in Progress.model_fields}
+    known = {name: job[name] for name in JobStatus.model_fields.keys() & job.keys()}
+    return JobStatus.model_validate_json(json.dumps(known | {"progress": progress}))
 
 
 @jobs_app.command

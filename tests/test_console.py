@@ -6,6 +6,8 @@ import shlex
 import shutil
 import socket
 import subprocess
+import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ from servers import GANSERVE, ROOT, Server
 from app.choices import Choices
 from ganserve import cli
 from ganserve.bench import HEADINGS
-from training.contract import TrainConfig
+from training.contract import Finding, TrainConfig
 from training.files import runs
 from training.files.locks import hold
 
@@ -439,6 +441,32 @@ def test_jobs_are_listed_shown_and_cancelled_where_no_server_runs(console: Conso
     assert json.loads(console.done("jobs", "show", ids[0]))["config"]["name"] == "waiting"
     assert console.done("jobs", "cancel", ids[0]) == f"{ids[0]}: queued, asked to end\n"
     assert runs.is_cancel_asked(tmp_path / "state" / "jobs" / ids[0])
+
+
+def test_a_job_is_watched_to_its_end(console: Console, tmp_path: Path) -> None:
+    id, folder = runs.new_id(), tmp_path / "state" / "jobs"
+    runs.create(folder / id, TrainConfig.model_validate({"architecture": "mlp", "num_evaluated": 0, "total_images": 1000}), id)
+    status = runs.read_status(folder / id)
+
+    def write(images: int, state: str, **changes: object) -> None:
+        progress = status.progress.model_copy(update={"images": images, "losses": {"generator_loss": 0.5}})
+        runs.write_status(folder / id, status.model_copy(update={"state": state, "progress": progress, **changes}))
+
+    def work() -> None:
+        time.sleep(1.0)  # it is queued for a while
+        write(250, "running", findings=(Finding(kind="memorising", images=200, message="copies"),))
+        time.sleep(1.5)
+        write(1000, ended, message="its end")
+
+    for ended, code in (("succeeded", 0), ("failed", 1)):
+        runs.write_status(folder / id, status)
+        worker = threading.Thread(target=work)
+        worker.start()
+        said = console("jobs", "watch", id)
+        worker.join()
+        assert (said.code, said.out) == (code, f"{id}: {ended}, its end\n")
+        assert " 25%  250 of 1,000 images" in said.err
+        assert said.err.count("warning: memorising at 200 images: copies") == 1
 
 
 def test_jobs_are_paused_resumed_tried_again_and_removed_where_no_server_runs(console: Console, tmp_path: Path) -> None:
