@@ -6,6 +6,7 @@ The job's directory is the truth (training.files.runs); what is kept here can be
 import asyncio
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -17,7 +18,7 @@ from app.schemas import Job, JobProgress, Jobs
 from training import catalog
 from training.contract import FINISHED, JobState, JobStatus, TrainConfig, is_name, now
 from training.files import locks, runs
-from training.files.directories import remove
+from training.files.directories import hide
 from training.files.machine import num_training_threads
 
 STOPPED = 75  # the worker's exit code when it was asked to stop and can go on later
@@ -157,14 +158,11 @@ class JobService:
 
     async def resume(self, id: str) -> Job:
         """Put a paused job at the end of the queue; it goes on from its last checkpoint. Raises as `pause` does."""
-        await self._expect(id, "resumed", "paused")
-        return await self._queue_again(id)
+        return await self._queue_again(id, "resumed", "paused")
 
     async def retry(self, id: str) -> Job:
         """Put a failed or cancelled job at the end of the queue; it goes on from its last checkpoint. Raises as `pause` does."""
-        await self._expect(id, "retried", "failed", "cancelled")
-        self._deaths.pop(id, None)
-        return await self._queue_again(id)
+        return await self._queue_again(id, "retried", "failed", "cancelled")
 
     async def remove(self, id: str) -> None:
         """Take a job that is not going to run from the disk: its log, figures, samples and checkpoints. What it published stays.
@@ -174,7 +172,10 @@ class JobService:
             Conflict: it is queued or running.
         """
         await self._expect(id, "removed", "paused", "succeeded", "failed", "cancelled")
-        await asyncio.to_thread(remove, self._folder / id)
+        if id in self._queue or id == self._current:  # somebody else was faster
+            raise Conflict(f"job {id} is in the queue again")
+        hidden = hide(self._known(id))
+        await asyncio.to_thread(shutil.rmtree, hidden)
 
     async def _expect(self, id: str, done: str, *states: JobState) -> Job:
         """Raises UnknownJob; Conflict, where what is to be done goes with other states than the job's."""
@@ -183,13 +184,17 @@ class JobService:
             raise Conflict(f"job {id} is {job.state}; a job can be {done} while it is {' or '.join(states)}")
         return job
 
-    async def _queue_again(self, id: str) -> Job:
-        folder = self._folder / id
+    async def _queue_again(self, id: str, done: str, *states: JobState) -> Job:
+        await self._expect(id, done, *states)
+        folder = self._known(id)
+        if id in self._queue or id == self._current:  # somebody else was faster
+            raise Conflict(f"job {id} is in the queue already")
         if self._task is None and locks.is_held(self._folder):
             raise Conflict(f"another server works on {self._folder.parent}, and would not hear of it: ask that one")
         runs.forget_wishes(folder)
         status = runs.read_status(folder)
         runs.write_status(folder, status.model_copy(update={"state": "queued", "message": "", "finished_at": None}))
+        self._deaths.pop(id, None)
         self._queue.append(id)
         self._wake.set()
         return await self.get(id)

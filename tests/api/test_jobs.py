@@ -219,6 +219,18 @@ def test_a_wish_to_pause_outlives_the_server_that_heard_it(jobs: Jobs) -> None:
 
 
 @pytest.mark.usefixtures("dying_workers")
+def test_of_several_who_put_a_job_into_the_queue_one_does(jobs: Jobs) -> None:
+    id = jobs.create()
+    jobs.set_state(id, "cancelled")
+
+    async def scenario(service: JobService) -> None:
+        answers = await asyncio.gather(*(service.retry(id) for _ in range(5)), return_exceptions=True)
+        assert sorted(type(answer).__name__ for answer in answers) == ["Conflict"] * 4 + ["Job"]
+
+    jobs.serve(scenario)
+
+
+@pytest.mark.usefixtures("dying_workers")
 def test_a_failed_job_is_tried_again_and_its_deaths_are_counted_anew(jobs: Jobs) -> None:
     id = jobs.create()
 

@@ -100,8 +100,10 @@ def commit(staged: Path, target: Path) -> None:
     _fsync(target.parent)
 
 
-def remove(folder: Path) -> None:
-    """Take a directory away, whole and by one rename."""
-    with staging(folder.parent) as staged:
-        folder.rename(staged / folder.name)
-        _fsync(folder.parent)
+def hide(folder: Path) -> Path:
+    """Take a directory out of sight, whole and by one rename; where it lies now, it can be deleted at leisure."""
+    hidden = folder.parent / STAGING / uuid.uuid4().hex
+    hidden.parent.mkdir(exist_ok=True)
+    folder.rename(hidden)
+    _fsync(folder.parent)
+    return hidden
