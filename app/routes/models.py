@@ -2,9 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Response
 from fastapi.responses import FileResponse
 
+from app.cards import model_card
 from app.schemas import (
     MAX_JSON_BYTES,
     AliasRequest,
@@ -21,6 +22,8 @@ from app.service import ADMINISTRATIVE, Service, ServiceOf
 from app.store import Served
 from app.transform import is_transform
 from training.contract import Manifest
+
+MARKDOWN = "text/markdown"  # RFC 7763
 
 router = APIRouter(tags=["models"], dependencies=[ADMINISTRATIVE])
 Name = Annotated[str, Path(max_length=63)]
@@ -58,6 +61,17 @@ async def samples(name: Name, version: Version, service: ServiceOf) -> FileRespo
     """The images of seeds 0 to 63, as they were when the version was published."""
     samples = service.store.manifest(name, version).samples.file
     return await file(name, version, samples, service)
+
+
+@router.get(
+    "/models/{name}/{version}/card",
+    response_class=Response,
+    responses={200: {"content": {MARKDOWN: {}}}},
+    summary="A version's model card",
+)
+async def card(name: Name, version: Version, service: ServiceOf) -> Response:
+    """Markdown: samples, what it takes and gives, data, figures, recipe, files, and the command that trains it again."""
+    return Response(model_card(service.store.manifest(name, version)), media_type=f"{MARKDOWN}; charset=utf-8")
 
 
 @router.head("/models/{name}/{version}/files/{file}", include_in_schema=False)

@@ -1,6 +1,8 @@
 """GET /models and what lies below: versions, aliases, samples, and what is broken."""
 
 import hashlib
+import json
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from api_client import Api, picture, pointers, refusal, serving, singles
 
+from app.cards import model_card
 from app.settings import Settings
 from ganserve import cli
 from ganserve.training import TrainFlags
@@ -69,6 +72,28 @@ def test_a_version_shows_its_manifest_and_the_command_that_trains_it_again(api: 
     assert (manifest.name, manifest.version, manifest.dataset.name) == ("digits", 1, "mnist")
     assert card["command"] == manifest.command
     assert card["command"].startswith("ganserve train --name digits --architecture mlp ")
+
+
+def test_a_version_has_a_card_that_people_read(api: Api) -> None:
+    for model in ("blind", "colour", "critic", "digits", "labelled"):
+        manifest = api.service.store.manifest(model)
+        answer = api.get(f"/models/{model}/{manifest.version}/card")
+        assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
+        assert answer.text.startswith(f"# {model}, version {manifest.version}\n")
+        assert f"$ {manifest.command}\n" in answer.text
+        files = [file for spec in (manifest.generator, *manifest.parts.values()) for file in spec.files.values()] + [manifest.samples]
+        assert all(f"| {file.size_bytes:,} | {file.sha256} |" in answer.text for file in files)
+        assert all(f"| {name.replace('_', chr(92) + '_')} | " in answer.text for name in manifest.metrics)
+        assert json.loads(answer.text.split("```json\n")[1].split("```")[0]) == manifest.config.model_dump(mode="json")
+        assert api.get(re.search(r"\]\((/.*)\)", answer.text)[1]).status_code == 200  # type: ignore[index]
+
+
+def test_what_somebody_wrote_of_his_data_is_no_markup_on_a_card(api: Api) -> None:
+    manifest = api.service.store.manifest("digits")
+    data = manifest.dataset.model_copy(update={"licence": "mine | *all*\n# <b>[x](y)</b>", "source": "`here`"})
+    lines = model_card(manifest.model_copy(update={"dataset": data})).splitlines()
+    assert r"| licence | mine \| \*all\* \# \<b\>\[x\](y)\</b\> |" in lines
+    assert r"| from | \`here\` |" in lines
 
 
 def test_unknown_names_list_the_known_ones(own: Api) -> None:
