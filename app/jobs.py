@@ -4,22 +4,22 @@ The job's directory is the truth (training.files.runs); what is kept here can be
 """
 
 import asyncio
+import json
 import logging
-import os
 import shutil
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import JsonValue
 
 from app.errors import Conflict, FieldError, Invalid, NotServed, UnknownJob, show
 from app.schemas import Job, JobProgress, Jobs
+from app.workers import WorkerError, WorkerSettings
 from training import catalog
 from training.contract import FINISHED, JobState, JobStatus, TrainConfig, is_name, now
 from training.files import locks, runs
 from training.files.directories import hide
-from training.files.machine import num_training_threads
 
 STOPPED = 75  # the worker's exit code when it was asked to stop and can go on later
 MAX_DEATHS = 3  # of one job's worker, with no checkpoint between them, before it is called a crash loop
@@ -28,24 +28,13 @@ TERMINATE_SECONDS = 20.0  # for a last checkpoint
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class WorkerSettings:
-    """How workers run: where data and models lie, on what device, and with how many threads (one core is left to the service)."""
-
-    datasets: Path
-    weights: Path
-    repositories: tuple[Path, ...]
-    device: str
-    threads: int = num_training_threads()
-    niceness: int = 15  # well behind the threads that answer requests
-
-
 class JobService:
     """The queue and its one worker. `on_published` is awaited with the name of what a job published, so that it is served."""
 
     def __init__(self, folder: Path, worker: WorkerSettings, on_published: Callable[[str], Awaitable[None]]) -> None:
         self._folder, self._worker, self._on_published = folder, worker, on_published
         self._queue: list[str] = []
+        self._submitting = asyncio.Lock()
         self._wake = asyncio.Event()
         self._current: str | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -86,20 +75,38 @@ class JobService:
 
     # --- what routes ask ---
 
-    async def submit(self, config: TrainConfig) -> Job:
+    async def submit(self, config: TrainConfig, key: str | None = None) -> Job:
         """Check the config against its data, make the job durable, and queue it.
 
+        Args:
+            key: the client's own name for this request. A job that it made before is the answer, as long as that is there.
+
         Raises:
-            Invalid: the config cannot be run; every reason with its field.
+            Invalid: the config cannot be run; every reason with its field. Or the key was used for another config.
             NotServed: this process has no trainer.
         """
-        id = runs.new_id()
-        await asyncio.to_thread(self._create, id, config)
-        self._queue.append(id)
-        self._wake.set()
+        async with self._submitting:  # of two requests with one key, the second finds the first one's job
+            id = None if key is None else await asyncio.to_thread(self._made_by, key, config)
+            if id is None:
+                id = runs.new_id()
+                await asyncio.to_thread(self._create, id, config, key)
+                self._queue.append(id)
+                self._wake.set()
         return await self.get(id)
 
-    def _create(self, id: str, config: TrainConfig) -> None:
+    def _made_by(self, key: str, config: TrainConfig) -> str | None:
+        """The job that a request with this key has made."""
+        for path in self._paths():
+            asked = _asked(path)
+            if asked == _request(key, config):
+                return path.name
+            if asked is not None and asked["key"] == key:
+                raise Invalid(
+                    f"the Idempotency-Key {show(key)} was sent with another config, for job {path.name}; a new request wants a new key"
+                )
+        return None
+
+    def _create(self, id: str, config: TrainConfig, key: str | None) -> None:
         try:
             resolved = catalog.resolve(config, self._worker.datasets, self._worker.repositories, self._worker.weights)
         except catalog.ConfigError as error:
@@ -107,7 +114,7 @@ class JobService:
             raise Invalid(str(error), errors=fields) from error
         except ImportError as error:
             raise NotServed(f"this process serves only; it has no {error.name}") from error
-        runs.create(self._folder / id, resolved, id)
+        runs.create(self._folder / id, resolved, id, None if key is None else json.dumps(_request(key, config)).encode())
 
     async def get(self, id: str) -> Job:
         """Raises UnknownJob."""
@@ -287,26 +294,11 @@ class JobService:
 
     async def _run(self, id: str) -> int:
         """Start a worker and wait for its end; its exit code."""
-        folder, worker = (self._folder / id).resolve(), self._worker
-        command = [sys.executable, "-m", "training.worker", str(folder), "--datasets", str(worker.datasets.resolve())]
-        command += ["--weights", str(worker.weights.resolve())]
-        for repository in worker.repositories:
-            command += ["--repository", str(repository.resolve())]
-        command += ["--device", worker.device, "--threads", str(worker.threads), "--nice", str(worker.niceness)]
-        with (folder / runs.LOG).open("ab") as log:
-            # a session of its own: a Ctrl-C in the server's terminal is the server's, which asks for a checkpoint
-            try:
-                self._process = await asyncio.create_subprocess_exec(
-                    *command,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    env=os.environ | {"OMP_NUM_THREADS": str(worker.threads)},
-                )
-            except OSError as error:
-                self._finish(id, "failed", f"its worker cannot be started: {error.strerror}; ask for the same training again")
-                return 1
+        try:
+            self._process = await self._worker.start(self._folder / id)
+        except WorkerError as error:
+            self._finish(id, "failed", f"its worker cannot be started: {error}; ask for the same training again")
+            return 1
         _log.info("job %s: worker %s started", id, self._process.pid)
         if self._closing:
             self._terminate(self._process)
@@ -357,6 +349,22 @@ class JobService:
             process.terminate()
         except ProcessLookupError:
             _log.debug("the worker had ended already")
+
+
+def _request(key: str, config: TrainConfig) -> dict[str, JsonValue]:
+    return {"key": key, "config": config.model_dump(mode="json", exclude_unset=True)}
+
+
+def _asked(folder: Path) -> dict[str, JsonValue] | None:
+    """The request that a job was made by, where it had a key."""
+    try:
+        asked: dict[str, JsonValue] = json.loads((folder / runs.REQUEST).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _log.warning("%s cannot be read: %s", folder / runs.REQUEST, error)
+        return None
+    return asked
 
 
 def _when(status: JobStatus) -> str:

@@ -12,13 +12,14 @@ from fastapi import Depends, Request
 
 from app import backends, choices, visits
 from app.batcher import Batcher
-from app.jobs import JobService, WorkerSettings
+from app.jobs import JobService
 from app.metrics import Metrics
 from app.pools import Pool
 from app.rooms import Room
 from app.settings import Settings, SettingsError, with_choices
 from app.store import Store
 from app.visits import Phase
+from app.workers import WorkerSettings
 from training.files import versions
 from training.files.locks import LOCK, LockedError, hold, is_held
 from training.files.machine import num_cores

@@ -50,7 +50,7 @@ IMPORTS = (
     ("app.main", "app.*", "fastapi"),
     ("app.server", "app.*", "uvicorn"),
     ("app.routes.*", "app.* !app.main !app.engine !app.batcher !app.routes.* training.contract", "fastapi pydantic starlette"),
-    ("app.jobs", "app.* !app.main !app.routes.* training.contract training.catalog training.files.*", ""),
+    ("app.jobs", "app.* !app.main !app.routes.* training.contract training.catalog training.files.*", "pydantic"),
     ("app.trainable", "app.errors app.schemas training.catalog", ""),
     ("app.watching", "app.encoders app.errors app.schemas training.files.*", "PIL numpy"),
     *(
@@ -94,7 +94,7 @@ NAMES = (
     ("app.main", "app/server.py ganserve/*"),
     ("training.summary", "training/worker.py training/run.py"),  # nobody else waits for matplotlib
     ("training.dataset_sources", "training/dataset_sources.py ganserve/datasets.py"),  # a server or worker never downloads
-    ("os.environ", "app/settings.py app/jobs.py training/team.py"),  # read once; jobs hands it on to its worker
+    ("os.environ", "app/settings.py app/workers.py training/team.py"),  # read once; a worker is handed it on
     ("importlib.import_module", "training/catalog.py"),
     ("print", "ganserve/*"),
     *((name, "") for name in ("__import__", "eval", "exec", "compile", "breakpoint", "os.system", "os.popen", "os.getenv", "os.putenv")),

@@ -2,20 +2,25 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 
 from app.schemas import MAX_JSON_BYTES, Architectures, Job, Jobs, TrainRequest
 from app.service import ADMINISTRATIVE, ServiceOf
 from app.trainable import describe_catalog
 
 router = APIRouter(tags=["training"], dependencies=[ADMINISTRATIVE])
+Key = Annotated[str | None, Header(min_length=1, max_length=255, description="A name of the client's own for this request.")]
 JobId = Annotated[str, Query(pattern=r"^\d{8}-\d{6}-[0-9a-f]{12}$", description="The id of a job; the page begins behind it.")]
 
 
 @router.post("/train", status_code=202, max_body_size=MAX_JSON_BYTES, summary="Train a model in the background")
-async def train(body: TrainRequest, service: ServiceOf, response: Response) -> Job:
-    """The config is checked against its data set, the job made durable and queued. Its model is served when it ends."""
-    job = await service.jobs.submit(body)
+async def train(body: TrainRequest, service: ServiceOf, response: Response, idempotency_key: Key = None) -> Job:
+    """The config is checked against its data set, the job made durable and queued. Its model is served when it ends.
+
+    Who cannot know whether a request was heard sends it again with the same `Idempotency-Key`, a name of the client's own: the answer is
+    the job that the first one made.
+    """
+    job = await service.jobs.submit(body, idempotency_key)
     response.headers["Location"] = f"/jobs/{job.id}"
     return job
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from app.errors import Conflict, UnknownJob
-from app.jobs import JobService, WorkerSettings
+from app.jobs import JobService
 from app.schemas import Job
+from app.workers import WorkerSettings
 from training import catalog
 from training.contract import FINISHED, Finding, TrainConfig
 from training.files import runs

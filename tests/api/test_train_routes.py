@@ -82,6 +82,23 @@ def test_an_accepted_config_is_a_queued_job_with_every_default_resolved(api: Api
     assert runs.read_config(state / "jobs" / job["id"]) == TrainConfig.model_validate(config)
 
 
+def test_a_request_that_is_sent_again_with_its_key_makes_no_second_job(api: Api, state: Path, tmp_path: Path) -> None:
+    key = {"Idempotency-Key": "my training of Sunday"}
+    begun = [api.begin_to_send(api.build("POST", "/train", json=TINY, headers=key)) for _ in range(5)]
+    ids = {answer.result().json()["id"] for answer in begun}
+    assert len(ids) == 1
+    assert [job["id"] for job in api.get("/jobs").json()["jobs"]] == [*ids]
+    problem = refusal(api.post("/train", TINY | {"seed": 5}, headers=key), 422)
+    assert f"was sent with another config, for job {min(ids)}; a new request wants a new key" in problem["detail"]
+    others = {api.post("/train", TINY, headers=headers).json()["id"] for headers in ({"Idempotency-Key": "another"}, {}, {})}
+    assert len(others | ids) == 4
+    with serving(Settings(models=(tmp_path / "models",), state=state, run_jobs=False)) as next_server:
+        (state / "jobs" / min(others) / runs.REQUEST).write_bytes(b"{")
+        again = next_server.post("/train", TINY, headers=key)
+        assert (again.status_code, again.json()["id"]) == (202, min(ids))
+    assert refusal(api.post("/train", TINY, headers={"Idempotency-Key": "x" * 256}), 422)
+
+
 def test_nothing_but_defaults_is_a_config(api: Api) -> None:
     response = api.post("/train", {})
     assert response.status_code == 202, response.text

@@ -13,6 +13,7 @@
     cancel         there once someone has asked the run to end
     stop           there once someone has asked its worker to end; its next start takes it away
     pause          there once someone has asked the service not to start it again
+    request.json   by what key of its own a client asked for the run, where it named one, and for what
 
 The directory is the truth: whoever finds it knows all there is to know of the run.
 """
@@ -28,7 +29,7 @@ from training.files.directories import commit, staging, write_atomically
 CONFIG, STATUS, METRICS, LOG = "config.json", "status.json", "metrics.jsonl", "log.txt"
 CANCEL, STOP, PAUSE = "cancel", "stop", "pause"
 CHECKPOINTS, BEST, SAMPLES = "checkpoints", "best", "samples"
-SUMMARY = "summary.png"
+SUMMARY, REQUEST = "summary.png", "request.json"
 
 
 def new_id() -> str:
@@ -36,12 +37,13 @@ def new_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(6)}"
 
 
-def create(folder: Path, config: TrainConfig, id: str) -> JobStatus:
+def create(folder: Path, config: TrainConfig, id: str, request: bytes | None = None) -> JobStatus:
     """Make a run directory, durable and whole before it is seen; its state is queued.
 
     Args:
         config: resolved.
         id: a new one; the version that the run publishes will name it.
+        request: the bytes of request.json.
 
     Raises:
         FileExistsError: the directory is there already.
@@ -51,6 +53,8 @@ def create(folder: Path, config: TrainConfig, id: str) -> JobStatus:
     with staging(folder.parent) as staged:
         write_atomically(staged / CONFIG, config.model_dump_json(indent=2).encode())
         write_atomically(staged / STATUS, status.model_dump_json(indent=2).encode())
+        if request is not None:
+            write_atomically(staged / REQUEST, request)
         (staged / METRICS).touch()
         (staged / LOG).touch()
         (staged / SAMPLES).mkdir()
