@@ -17,6 +17,8 @@ from app.settings import Settings, SettingsError
 
 BACKLOG = 2048
 YOUNG_OBJECTS = 50_000  # a request makes some hundreds, nearly all of which go without the collector
+# of a connection between requests; uvicorn's 5 are fewer than the 60 that proxies and clients count on, whose next request would be lost
+IDLE_SECONDS = 75
 GRACE_SECONDS = 10  # for open requests at the end; without a bound an open event stream would hold the server for ever
 
 
@@ -34,7 +36,14 @@ def run(settings: Settings, out: TextIO) -> int:
     listening = listen(settings)
     host, port = listening.getsockname()[:2]
     app = create_app(settings)
-    config = uvicorn.Config(app, timeout_graceful_shutdown=GRACE_SECONDS, log_config=None, access_log=False, server_header=False)
+    config = uvicorn.Config(
+        app,
+        timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+    )
 
     async def greet() -> None:
         await app.state.service.store.has_first.wait()
