@@ -177,7 +177,7 @@ def test_generate_is_answered_while_a_job_trains_and_a_running_job_can_be_cancel
         assert "checkpoint is kept" in job["message"]
         again = client.post(f"{location}/cancel")
         assert again.status_code == 409
-        assert "is cancelled already" in again.json()["detail"]
+        assert "is cancelled; a job can be cancelled while" in again.json()["detail"]
 
 
 def test_a_version_published_by_the_command_line_is_served_without_a_restart(start: Start, tmp_path: Path) -> None:
