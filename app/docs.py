@@ -11,6 +11,7 @@ from app import examples
 from app.errors import MEDIA_TYPE, ProblemDocument, is_protocol
 from app.protocol.documents import InferRequest, ProtocolError
 from app.schemas import AliasRequest, DiscriminateRequest, GenerateRequest, InterpolateRequest, Pictures, TransformRequest
+from training.files import runs
 
 router = APIRouter(include_in_schema=False)
 METHODS = ("get", "post", "put", "delete")
@@ -70,7 +71,9 @@ def _complete(schema: dict[str, Any]) -> None:
 
 def _fill_examples(schema: dict[str, Any], app: FastAPI) -> None:
     service = app.state.service
-    values: dict[str, str | None] = {"id": service.jobs.newest_id(), "images": "0"}
+    job = service.jobs.newest_id()
+    grids = runs.sample_images(service.settings.jobs / job) if job else []
+    values: dict[str, str | None] = {"id": job, "images": str(grids[-1] if grids else 0)}
     for name in service.store.names[:1]:
         manifest = service.store.manifest(name)
         values |= {"name": name, "version": str(manifest.version), "file": manifest.samples.file, "alias": "best"}
