@@ -213,7 +213,6 @@ def _resume(folder: Path, flags: TrainFlags, found: "Settings", asked: Mapping[s
     from training.datasets import card
     from training.files import locks, runs
     from training.submission import resume
-    from training.team import is_restarted
 
     if not (folder / runs.CONFIG).is_file():
         raise UserError(f"{folder} is no run directory: it has no {runs.CONFIG}")
@@ -225,8 +224,6 @@ def _resume(folder: Path, flags: TrainFlags, found: "Settings", asked: Mapping[s
         if status.tuning is not None and value is not None and value != (was := getattr(status.tuning, field)):
             flag = {"num_threads": "--threads", "memory_layout": "--memory-layout", "compiled": "--compile"}[field]
             raise UserError(f"the run was begun with {flag} {str(was).lower()}, and goes on with it: leave {flag} out")
-    if is_restarted() and any(finding.kind == "not-finite" for finding in status.findings):
-        raise UserError(status.message)  # from the same checkpoint it would come to the same
     config = begun
     if flags.model_fields_set:
         config = resume(begun, flags.config(), card(begun.dataset, found.datasets), found.weights)

@@ -130,7 +130,10 @@ def test_what_would_come_to_the_same_end_is_not_begun_again(console: Console, tm
     lost = found("not-finite")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # torchrun's, to a team that has ended in failure
     runs.write_status(lost, runs.read_status(lost).model_copy(update={"state": "failed", "message": "weights are lost"}))
-    assert console.refused("train", "--resume", lost) == "weights are lost"
+    told = console("train", "--resume", lost)
+    assert (told.code, told.out) == (1, "")
+    assert told.err.endswith(f"ganserve: weights are lost (the whole log: {lost / runs.LOG})\n")
+    assert runs.read_status(lost).attempts == 0
 
 
 def test_a_run_that_fails_says_why_and_where_its_log_is(console: Console, tmp_path: Path) -> None:

@@ -64,11 +64,6 @@ class Team:
     def leads(self) -> bool:
         return self.rank == 0
 
-    @property
-    def is_restarted(self) -> bool:
-        """Whether torchrun had started the team before, and lost a member."""
-        return self.size > 1 and int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
-
     def meets(self, step: int) -> bool:
         """Whether the members agree on what to do after this step: asking at each would hold up a GPU."""
         return self.size == 1 or step % STEPS_BETWEEN_MEETINGS == 0

@@ -31,7 +31,7 @@ from training.loop import NotFiniteError
 from training.preparation import Places, prepare
 from training.run import Cancelled, Collapsed, Follower, Listener, Run, Stopped, rounded
 from training.summary import draw
-from training.team import LostMemberError, Team
+from training.team import LostMemberError, Team, is_restarted
 
 STOPPED = 75  # EX_TEMPFAIL: run me again
 _log = logging.getLogger("training")
@@ -66,7 +66,7 @@ def work(
         return _follow(folder, places, device, team)
     with hold(folder), _logging_to(folder / runs.LOG):
         status = runs.read_status(folder)
-        if team.agree(team.is_restarted and _is_lost(status)):
+        if team.agree(is_restarted() and _is_lost(status)):
             return 1  # the same steps would come to the same end
         begin = {"state": "running", "message": "", "attempts": status.attempts + 1, "started_at": now(), "finished_at": None}
         status = status.model_copy(update=begin)
@@ -114,10 +114,10 @@ def _prepare(
         evaluator = Evaluator.of(config, prepared.held_out, places.weights, device, prepared.trained_on)
     detectors = Detectors(config, catalog.build(config).loss, evaluator.extractor.suffix if evaluator else "")
     run = Run(config, prepared.training, team, folder, device, prepared, evaluator, detectors, status, listener)
-    if status.tuning is not None and asked[0] not in (None, status.tuning.num_threads):
-        _log.warning(
-            "the run goes on with %d threads, as it began, not with %d: its last bits hang on that", status.tuning.num_threads, asked[0]
-        )
+    if status.tuning is not None:
+        for name, value in zip(("num_threads", "memory_layout", "compiled"), (*asked[:2], asked[2] or None), strict=True):
+            if value not in (None, was := getattr(status.tuning, name)):
+                _log.warning("%s %s has no effect: the run goes on with %s, as it began", name, value, was)
     run.say(tuning=status.tuning or _tuning(run, device, *asked))
     assert run.status.tuning is not None
     tuning.apply(run.training, run.status.tuning)

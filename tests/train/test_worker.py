@@ -16,7 +16,7 @@ from starting_weights import publish_with_weights
 from torch import Tensor
 
 from training import catalog, checkpoint, datasets, export
-from training.contract import JobStatus, Manifest, TrainConfig
+from training.contract import JobStatus, Manifest, TrainConfig, Tuning
 from training.datasets import About, Batch
 from training.files import runs, versions
 from training.files.locks import hold, is_held
@@ -294,6 +294,17 @@ def test_a_loss_that_is_not_finite_fails_the_run_and_publishes_nothing(bench: Be
     assert "NotFiniteError" in (run / runs.LOG).read_text()
     assert versions.names([bench.repository]) == ["start"]
     assert metrics(run) == []
+
+
+def test_what_a_begun_run_does_not_take_is_told_in_its_log(bench: Bench, make_config: MakeConfig) -> None:
+    run = bench.create("run", make_config(name="mine"))
+    begun = Tuning(num_threads=1, memory_layout="contiguous")
+    runs.write_status(run, runs.read_status(run).model_copy(update={"tuning": begun}))
+    assert work(run, bench.places, CPU, num_threads=2, memory_layout="channels-last") == 0
+    assert runs.read_status(run).tuning == begun
+    log = (run / runs.LOG).read_text()
+    assert "num_threads 2 has no effect: the run goes on with 1, as it began" in log
+    assert "memory_layout channels-last has no effect: the run goes on with contiguous, as it began" in log
 
 
 def test_fine_tuning_starts_from_the_published_weights(bench: Bench, make_config: MakeConfig) -> None:
