@@ -1,23 +1,36 @@
 """What a run has written, for whoever watches it: figures, sample grids, its summary and its log, as they are at this moment."""
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from app import encoders
-from app.errors import NotFound
+from app.errors import NotFound, UnknownJob
 from app.schemas import JobMetrics
 from training.files import runs
 
 MAX_FRAMES = 100  # of an animation; of more grids, so many are taken, evenly spread
 FRAMES_PER_SECOND = 8.0
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def _reading(folder: Path, file: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UnknownJob(f"job {folder.name} is damaged, or was removed: its {file} cannot be read") from error
 
 
 def metrics(folder: Path, after: int | None) -> JobMetrics:
     """Lines of metrics, oldest first, of more than `after` images, and what sample grids there are."""
-    lines = [line for line in runs.read_metrics(folder) if after is None or line.images > after]
+    with _reading(folder, runs.METRICS):
+        lines = [line for line in runs.read_metrics(folder) if after is None or line.images > after]
     return JobMetrics(metrics=lines, samples=runs.sample_images(folder))
 
 
@@ -33,9 +46,13 @@ def samples(folder: Path, images: int | None = None) -> Path:
     if images in known:
         return runs.sample_path(folder, images)
     if not known:
-        raise NotFound(f"job {folder.name} has no samples yet; the first come when it has begun to train")
+        raise NotFound(_no_samples(folder))
     near = min(known, key=lambda count: abs(count - (images or 0)))
     raise NotFound(f"job {folder.name} has samples of {near} images, and none of {images}; GET /jobs/{folder.name}/metrics names all")
+
+
+def _no_samples(folder: Path) -> str:
+    return f"job {folder.name} has no samples yet; the first come when it has begun to train"
 
 
 def progress(folder: Path) -> bytes:
@@ -44,12 +61,17 @@ def progress(folder: Path) -> bytes:
     Raises:
         NotFound: there are no samples yet.
     """
-    samples(folder)
-    known = runs.sample_images(folder)
-    if len(known) > MAX_FRAMES:
-        known = [known[place] for place in np.linspace(0, len(known) - 1, MAX_FRAMES).round().astype(int)]
-    frames = [np.asarray(Image.open(runs.sample_path(folder, images))) for images in known]
-    return encoders.gif_animation(np.stack([np.atleast_3d(frame) for frame in frames]), FRAMES_PER_SECOND)
+    frames = []
+    for images in runs.sample_images(folder, MAX_FRAMES):
+        path = runs.sample_path(folder, images)
+        try:
+            with Image.open(path) as picture:
+                frames.append(np.atleast_3d(np.asarray(picture)))
+        except (OSError, SyntaxError) as error:  # as Pillow says that a file is damaged
+            _log.warning("the samples %s cannot be read and are left out of the animation: %s", path, error)
+    if not frames:
+        raise NotFound(_no_samples(folder))
+    return encoders.gif_animation(np.stack(frames), FRAMES_PER_SECOND)
 
 
 def summary(folder: Path) -> Path:
@@ -62,7 +84,7 @@ def summary(folder: Path) -> Path:
 
 def log(folder: Path, num_bytes: int) -> bytes:
     """The end of the log, in whole lines."""
-    with (folder / runs.LOG).open("rb") as file:
+    with _reading(folder, runs.LOG), (folder / runs.LOG).open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - num_bytes - 1))
         tail = file.read()

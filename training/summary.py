@@ -106,7 +106,7 @@ def draw(folder: Path) -> None:
 def figure_of(folder: Path) -> Figure:
     """What `draw` draws; for what it raises see there."""
     config, status, lines = runs.read_config(folder), runs.read_status(folder), runs.read_metrics(folder)
-    samples = _evenly(sorted((folder / runs.SAMPLES).glob("*.png")), MAX_GRIDS)
+    samples = [runs.sample_path(folder, images) for images in runs.sample_images(folder, MAX_GRIDS)]
     curves = _curves(lines)
     drawers = _loss_panels(curves) + _evaluation_panels(_evaluations(lines)) or [_nothing_measured]
     rows, words = -(-len(drawers) // COLUMNS), _words(config, status)
@@ -323,13 +323,6 @@ def _write_head(figure: Figure, config: TrainConfig, words: Sequence[tuple[str, 
 
 
 # --- samples ------------------------------------------------------------------------------------------------------------------
-
-
-def _evenly(paths: Sequence[Path], count: int) -> list[Path]:
-    """At most so many, evenly spaced, the first and the last among them."""
-    if len(paths) <= count:
-        return list(paths)
-    return [paths[round(index)] for index in np.linspace(0, len(paths) - 1, count)]
 
 
 def _draw_samples(figure: Figure, paths: Sequence[Path], grid: GridSpec) -> None:

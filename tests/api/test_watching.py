@@ -100,6 +100,21 @@ def test_of_many_grids_the_animation_has_a_hundred_and_both_ends(api: Api, job: 
     assert shown == sorted(set(shown))
 
 
+def test_what_is_damaged_or_gone_is_said_and_no_bug(api: Api, job: str, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    draw(folder, 100, 10)
+    runs.sample_path(folder, 200).write_bytes(b"no picture")
+    runs.sample_path(folder, 300).write_bytes(draw(folder, 400, 40)[:-30])
+    assert frames(api.get(f"/jobs/{job}/progress.gif").content) == [10, 40]
+    assert caplog.text.count("cannot be read and are left out of the animation") == 2
+    (folder / runs.METRICS).write_text("nonsense\n")
+    (folder / runs.LOG).unlink()
+    for what, file in (("metrics", runs.METRICS), ("log", runs.LOG)):
+        assert f"is damaged, or was removed: its {file} cannot be read" in refusal(api.get(f"/jobs/{job}/{what}"), 404)["detail"]
+    for images in (100, 400):
+        runs.sample_path(folder, images).unlink()
+    assert "has no samples yet" in refusal(api.get(f"/jobs/{job}/progress.gif"), 404)["detail"]
+
+
 def test_the_summary_is_there_once_it_is_drawn(api: Api, job: str, folder: Path) -> None:
     assert "has no summary yet" in refusal(api.get(f"/jobs/{job}/summary.png"), 404)["detail"]
     Image.new("RGB", (4, 4)).save(folder / runs.SUMMARY)

@@ -109,9 +109,12 @@ def sample_path(folder: Path, images: int) -> Path:
     return folder / SAMPLES / f"{images:012d}.png"
 
 
-def sample_images(folder: Path) -> list[int]:
-    """Of how many images there are grids, ascending."""
-    return sorted(int(path.stem) for path in (folder / SAMPLES).glob("*.png") if path.stem.isdecimal())
+def sample_images(folder: Path, at_most: int | None = None) -> list[int]:
+    """Of how many images there are grids, ascending; of many `at_most`, evenly spaced, the first and the last among them."""
+    known = sorted(int(path.stem) for path in (folder / SAMPLES).glob("*.png") if path.stem.isdecimal())
+    if at_most is None or len(known) <= at_most:
+        return known
+    return [known[round(place * (len(known) - 1) / (at_most - 1))] for place in range(at_most)]
 
 
 def ask_to_cancel(folder: Path) -> None:
