@@ -1,5 +1,6 @@
 """The real server process, as a user meets it: train, see the model listed, sample, walk, score; kill, restart, go on."""
 
+import http.client
 import io
 import json
 import signal
@@ -165,6 +166,9 @@ def test_a_worker_that_outlived_its_server_is_adopted_and_stopped_with_the_next_
 
 def test_generate_is_answered_while_a_job_trains_and_a_running_job_can_be_cancelled(start: Start, tmp_path: Path) -> None:
     server = start()
+    kept, idle_since = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60), time.monotonic()
+    kept.request("GET", "/healthz")
+    kept.getresponse().read()
     with httpx.Client(base_url=server.url, timeout=60) as client:
         location = client.post("/train", json=TINY | {"total_images": 10**9}).headers["location"]
         wait_for_job(client, location, lambda job: job["progress"]["images"] > 0)
@@ -178,6 +182,12 @@ def test_generate_is_answered_while_a_job_trains_and_a_running_job_can_be_cancel
         again = client.post(f"{location}/cancel")
         assert again.status_code == 409
         assert "is cancelled; a job can be cancelled while" in again.json()["detail"]
+    time.sleep(max(0.0, 6 - (time.monotonic() - idle_since)))
+    connection = kept.sock
+    kept.request("GET", "/healthz")
+    assert kept.getresponse().status == 200
+    assert kept.sock is connection, "a connection outlives the seconds in which uvicorn would close it"
+    kept.close()
 
 
 def test_a_version_published_by_the_command_line_is_served_without_a_restart(start: Start, tmp_path: Path) -> None:
