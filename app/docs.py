@@ -10,7 +10,8 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from app import examples
 from app.errors import MEDIA_TYPE, ProblemDocument, is_protocol
 from app.protocol.documents import InferRequest, ProtocolError
-from app.schemas import AliasRequest, DiscriminateRequest, GenerateRequest, InterpolateRequest, Pictures, TransformRequest
+from app.schemas.inference import DiscriminateRequest, GenerateRequest, InterpolateRequest, Pictures, TransformRequest
+from app.schemas.models import AliasRequest
 from training.files import runs
 
 router = APIRouter(include_in_schema=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 from app import encoders, pixels
 from app.errors import FieldError, Invalid
 from app.negotiation import choose
-from app.schemas import InterpolateRequest, Pictures
+from app.schemas.inference import InterpolateRequest, Pictures
 
 PNG, JPEG, WEBP, GIF = "image/png", "image/jpeg", "image/webp", "image/gif"
 ZIP, JSON, NPY = "application/zip", "application/json", "application/x-npy"

@@ -9,7 +9,7 @@ from app import latents, scoring, signature, visits
 from app.engine import Engine
 from app.errors import FieldError, Invalid, did_you_mean, show
 from app.forms import Made
-from app.schemas import (
+from app.schemas.inference import (
     DEFAULT_IMAGES,
     DEFAULT_IMAGES_A_CLASS,
     MAX_CANDIDATES,

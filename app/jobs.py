@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from app.errors import Conflict, FieldError, Invalid, NotServed, UnknownJob, show
-from app.schemas import Job, JobProgress, Jobs
+from app.schemas.training import Job, JobProgress, Jobs
 from app.workers import WorkerError, WorkerSettings
 from training import catalog
 from training.contract import FINISHED, JobState, JobStatus, TrainConfig, is_name, now

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import Overloaded, problem_response
 from app.metrics import Metrics
 from app.rooms import Room
-from app.schemas import MAX_UPLOAD_BYTES
+from app.schemas.common import MAX_UPLOAD_BYTES
 from app.service import Service
 from app.settings import Settings
 from app.visits import Visit, deadline, visiting

@@ -12,7 +12,7 @@ from app.engine import Engine
 from app.errors import FieldError, Invalid
 from app.pictures import Upload
 from app.pixels import Pixels
-from app.schemas import Score, Scores
+from app.schemas.inference import Score, Scores
 from app.service import Service
 from app.uploads import DiscriminateBody
 from training.contract import ModuleSpec, ScoreReference, TensorSpec

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from app.errors import NotServed
-from app.schemas import ArchitectureCard, Architectures, LossCard, PenaltyCard, PresetCard
+from app.schemas.training import ArchitectureCard, Architectures, LossCard, PenaltyCard, PresetCard
 from training import catalog
 
 

@@ -13,7 +13,8 @@ from starlette.datastructures import FormData, UploadFile
 from app import errors
 from app.errors import BadRequest, FieldError, Invalid, UnsupportedMediaType, did_you_mean, pointer_of, show
 from app.pictures import Upload, from_base64, one_from_base64
-from app.schemas import MAX_FILES, DiscriminateRequest, Labels, ModelName, TransformRequest
+from app.schemas.common import ModelName
+from app.schemas.inference import MAX_FILES, DiscriminateRequest, Labels, TransformRequest
 
 MULTIPART, JSON = "multipart/form-data", "application/json"
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from app import encoders
 from app.errors import NotFound, UnknownJob
-from app.schemas import JobMetrics
+from app.schemas.training import JobMetrics
 from training.files import runs
 
 MAX_FRAMES = 100  # of an animation; of more grids, so many are taken, evenly spread

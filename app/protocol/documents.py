@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.schemas import Body, Truncation
+from app.schemas.common import Body
+from app.schemas.inference import Truncation
 
 MAX_ROWS = 256
 MAX_TENSORS = 16

@@ -17,7 +17,7 @@ from app.pictures import Upload
 from app.protocol.documents import RequestedOutput, RequestParameters
 from app.protocol.signature import GENERATOR, PNG, SEED, check, find, latents_of, split, wanted
 from app.protocol.tensors import Answer, Request, Tensor, check_length, write
-from app.schemas import GenerateRequest
+from app.schemas.inference import GenerateRequest
 from app.service import Service
 from app.signature import MAX_LATENT
 from app.transform import is_transform

@@ -21,7 +21,7 @@ from pydantic_core import from_json
 from app import errors
 from app.errors import BadRequest, FieldError, Invalid, PayloadTooLarge, show
 from app.protocol.documents import MAX_ROWS, Datatype, InferRequest, InputTensor
-from app.schemas import MAX_LATENT_BYTES
+from app.schemas.common import MAX_LATENT_BYTES
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON_VALUES = 2**22  # of an output: what is longer takes minutes to read, and a gigabyte

@@ -9,7 +9,8 @@ from app import forms, inference, scoring, transform
 from app.clients import while_connected
 from app.forms import Made
 from app.negotiation import choose
-from app.schemas import MAX_LATENT_BYTES, MAX_UPLOAD_BYTES, GenerateRequest, InterpolateRequest, Scores
+from app.schemas.common import MAX_LATENT_BYTES, MAX_UPLOAD_BYTES
+from app.schemas.inference import GenerateRequest, InterpolateRequest, Scores
 from app.service import Service, ServiceOf
 from app.uploads import DISCRIMINATE_BODY, TRANSFORM_BODY, DiscriminateBody, TransformBody, read_discriminate, read_transform
 

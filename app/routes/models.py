@@ -6,8 +6,8 @@ from fastapi import APIRouter, Path, Response
 from fastapi.responses import FileResponse
 
 from app.cards import model_card
-from app.schemas import (
-    MAX_JSON_BYTES,
+from app.schemas.common import MAX_JSON_BYTES
+from app.schemas.models import (
     AliasRequest,
     BrokenVersion,
     ModelAliases,

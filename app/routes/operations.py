@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 
 from app.metrics import MEDIA_TYPE
-from app.schemas import Health, Readiness
+from app.schemas.operations import Health, Readiness
 from app.service import ServiceOf
 
 router = APIRouter(tags=["operations"])

@@ -19,7 +19,7 @@ from app.protocol.documents import (
     ServerHealth,
     ServerMetadata,
 )
-from app.schemas import MAX_JSON_BYTES, MAX_UPLOAD_BYTES
+from app.schemas.common import MAX_JSON_BYTES, MAX_UPLOAD_BYTES
 from app.service import ADMINISTRATIVE, ServiceOf
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])

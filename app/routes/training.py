@@ -4,7 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 
-from app.schemas import MAX_JSON_BYTES, Architectures, Job, Jobs, TrainRequest
+from app.schemas.common import MAX_JSON_BYTES
+from app.schemas.training import Architectures, Job, Jobs, TrainRequest
 from app.service import ADMINISTRATIVE, ServiceOf
 from app.trainable import describe_catalog
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import FileResponse
 
 from app import watching
-from app.schemas import JobMetrics
+from app.schemas.training import JobMetrics
 from app.service import ADMINISTRATIVE, ServiceOf
 
 MAX_LOG_BYTES = 1_000_000

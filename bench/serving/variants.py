@@ -17,7 +17,7 @@ from torch import Tensor
 from app import encoders, server
 from app.engine import Engine, num_rows
 from app.main import create_app
-from app.schemas import GenerateRequest
+from app.schemas.inference import GenerateRequest
 from app.settings import Settings
 from ganserve.cli import main
 

@@ -13,7 +13,7 @@ from PIL import Image
 from app import forms
 from app.errors import Invalid, NotAcceptable
 from app.forms import GIF, JPEG, JSON, NPY, PNG, WEBP, ZIP, Layout, Made, choose_layout, laid_out, refuse_without_effect, still
-from app.schemas import InterpolateRequest
+from app.schemas.inference import InterpolateRequest
 
 GREY = torch.arange(5 * 16 * 16, dtype=torch.int64).remainder(256).to(torch.uint8).reshape(5, 1, 16, 16)
 COLOUR = GREY.repeat(1, 3, 1, 1) // torch.tensor([1, 2, 3], dtype=torch.uint8).reshape(1, 3, 1, 1)

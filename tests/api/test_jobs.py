@@ -9,7 +9,7 @@ import pytest
 
 from app.errors import Conflict, UnknownJob
 from app.jobs import JobService
-from app.schemas import Job
+from app.schemas.training import Job
 from app.workers import WorkerSettings
 from training import catalog
 from training.contract import FINISHED, Finding, TrainConfig

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app import inference
 from app.errors import Overloaded
 from app.logs import JsonLines
-from app.schemas import GenerateRequest
+from app.schemas.inference import GenerateRequest
 from app.service import MAX_ADMINISTRATIVE
 from app.settings import Settings
 from app.visits import Visit, visiting
