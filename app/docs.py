@@ -72,7 +72,7 @@ def _complete(schema: dict[str, Any]) -> None:
 
 def _fill_examples(schema: dict[str, Any], app: FastAPI) -> None:
     service = app.state.service
-    job = service.jobs.newest_id()
+    job = service.jobs.newest_id
     grids = runs.sample_images(service.settings.jobs / job) if job else []
     values: dict[str, str | None] = {"id": job, "images": str(grids[-1] if grids else 0)}
     for name in service.store.names[:1]:

@@ -24,6 +24,7 @@ Mistakes are answered as `application/problem+json` (RFC 9457).
 
 
 _INFERENCE = (inference.router, protocol.inference_router)
+_OTHERS = (models.router, training.router, watching.router, watching.streams, operations.router, protocol.router, docs.router)
 # last words of their paths
 _WANTING_IMAGES = frozenset(
     route.path.rpartition("/")[2] for router in _INFERENCE for route in router.routes if isinstance(route, APIRoute)
@@ -53,7 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(
         Reception, settings=settings, metrics=metrics, wanting_images=_WANTING_IMAGES
     )  # around the guard: what it refuses is counted too
-    for router in (*_INFERENCE, models.router, training.router, watching.router, operations.router, protocol.router, docs.router):
+    for router in (*_INFERENCE, *_OTHERS):
         app.include_router(router)
     app.mount("/_swagger", StaticFiles(packages=[("fastapi_swagger", "resources")]))
     docs.install(app)

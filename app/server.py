@@ -50,7 +50,10 @@ def run(settings: Settings, out: TextIO) -> int:
         out.write(_greeting(host, port, examples.sampling(app.state.service.store), needs_key=settings.api_key is not None))
         out.flush()
 
-    server = _Server(config, greet)
+    def stop() -> None:
+        app.state.service.stop()
+
+    server = _Server(config, greet, stop)
     _spare_collector()
     # uvicorn raises the signal that ended it once more, for whoever stands behind it; here that is nobody, and an orderly end is a 0
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
@@ -102,14 +105,18 @@ def _greeting(host: str, port: int, example: examples.Example | None, *, needs_k
 
 
 class _Server(uvicorn.Server):
-    """Greets beside its work, once it listens."""
+    """Greets beside its work, once it listens, and says so before it waits for the end of open requests."""
 
-    def __init__(self, config: uvicorn.Config, greet: Callable[[], Coroutine[None, None, None]]) -> None:
+    def __init__(self, config: uvicorn.Config, greet: Callable[[], Coroutine[None, None, None]], stop: Callable[[], None]) -> None:
         super().__init__(config)
-        self._greet = greet
+        self._greet, self._stop = greet, stop
         self._greeting: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if not self.should_exit:
             self._greeting = asyncio.create_task(self._greet())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._stop()
+        await super().shutdown(sockets)

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import torch
@@ -12,18 +13,21 @@ from fastapi import Depends, Request
 
 from app import backends, choices, visits
 from app.batcher import Batcher
+from app.index import Index, IndexUnavailable
 from app.jobs import JobService
 from app.metrics import Metrics
 from app.pools import Pool
 from app.rooms import Room
 from app.settings import Settings, SettingsError, with_choices
 from app.store import Store
+from app.streaming import MAX_WATCHERS
 from app.visits import Phase
 from app.workers import WorkerSettings
 from training.files import versions
 from training.files.locks import LOCK, LockedError, hold, is_held
-from training.files.machine import num_cores
+from training.files.machine import memory_megabytes, num_cores
 
+SERVERS = ".servers"  # in the folder of jobs: a folder for each server that shares it
 REFRESH_SECONDS = 1.0  # a version published by another process is noticed within two
 MAX_ADMINISTRATIVE = 64  # requests for lists, files, jobs and aliases that are worked on
 Result = TypeVar("Result")
@@ -42,6 +46,8 @@ class Service:
     pool: Pool
     decoders: Pool
     administration: Room
+    watchers: Room
+    stopping: asyncio.Event
     metrics: Metrics
     watcher: "asyncio.Task[None]"
 
@@ -54,6 +60,11 @@ class Service:
         """Decode a picture of a stranger's: large ones take long, and take no thread from the answers of others."""
         with visits.current().spending("decode"):
             return await self.decoders.run(work)
+
+    def stop(self) -> None:
+        """The server is about to end: who watches is told, and the workers are asked for a checkpoint, while open requests are answered."""
+        self.stopping.set()
+        self.jobs.stop()
 
     def check_alive(self) -> None:
         """Raise what ended the work behind the routes, if anything has."""
@@ -108,13 +119,51 @@ def check(settings: Settings) -> None:
         if name not in known:
             raise SettingsError(f"--pin {name} is no model; there are: {', '.join(known) or 'none yet'}")
     if settings.run_jobs:
+        own = _own_folder(settings)
         try:
-            settings.jobs.mkdir(parents=True, exist_ok=True)
-            (settings.jobs / LOCK).touch()
+            own.mkdir(parents=True, exist_ok=True)
+            (own / LOCK).touch()
         except OSError as error:
             raise SettingsError(f"--state {settings.state} cannot be written into: {error.strerror}; choose another") from error
-    if settings.run_jobs and is_held(settings.jobs):
-        raise LockedError(f"another server works on {settings.state}: end it, or choose another --state")
+        if is_held(own):
+            remedy = "give this one another GANSERVE_NODE" if settings.database_url else "choose another --state"
+            raise LockedError(f"another server works on {settings.state}: end it, or {remedy}")
+        if settings.database_url:
+            _check_database(settings)
+
+
+def _own_folder(settings: Settings) -> Path:
+    """Whose lock a server holds: with SQLite it has the jobs to itself, else it shares them with servers of other names."""
+    return settings.jobs / SERVERS / settings.node if settings.database_url else settings.jobs
+
+
+def _check_database(settings: Settings) -> None:
+    index = Index(settings.index_url, settings.node)
+    try:
+        index.open()
+    except IndexUnavailable as error:
+        raise SettingsError(f"GANSERVE_DATABASE_URL: {error}") from error
+    finally:
+        index.close()
+
+
+def training_devices(settings: Settings, device: torch.device) -> tuple[str, ...]:
+    """Where jobs run, one at a time each: every GPU where the service takes the first that it finds, else the service's own device."""
+    found = [settings.device if settings.device != "auto" else str(device)]
+    if settings.device in ("auto", "cuda") and device.type == "cuda":
+        found = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    at_once = settings.jobs_at_once or len(found)
+    return tuple(found[number % len(found)] for number in range(at_once))
+
+
+def _worker_settings(settings: Settings, device: torch.device, num_at_once: int) -> WorkerSettings:
+    return WorkerSettings(
+        settings.datasets,
+        settings.weights,
+        settings.models,
+        memory_megabytes=settings.training_memory_megabytes or memory_megabytes() * 3 // 4 // num_at_once,
+        device_memory_share=settings.training_gpu_percent / 100 if device.type == "cuda" else None,
+    )
 
 
 @asynccontextmanager
@@ -129,28 +178,33 @@ async def running(settings: Settings, metrics: Metrics) -> AsyncIterator[Service
     device = _check_backends(settings)
     async with AsyncExitStack() as stack:
         if settings.run_jobs:
-            settings.jobs.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(hold(settings.jobs))
+            own = _own_folder(settings)
+            own.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(own))
+            if device.type == "cuda":  # the rest is the worker's
+                torch.cuda.set_per_process_memory_fraction(1 - settings.training_gpu_percent / 100, device)
         pool = stack.enter_context(Pool("encode", max(2, num_cores())))
         decoders = stack.enter_context(Pool("decode", max(1, num_cores() // 2)))
         administration = Room("administration", "administrative requests wait", MAX_ADMINISTRATIVE)
         metrics.watch("ganserve_administrative_requests", "Administrative requests that wait", lambda: administration.amount)
+        watchers = Room("watchers", "clients watch jobs", MAX_WATCHERS)
+        metrics.watch("ganserve_watchers", "Clients that watch a job's events", lambda: watchers.amount)
         batcher = Batcher(settings.queue_images, settings.engine_threads, encoders=pool, metrics=metrics)
         store = Store(
             settings.models, device, batcher, memory_bytes=settings.model_memory_bytes, pins=settings.pins, choose=settings.choice
         )
         stack.push_async_callback(store.aclose)
         stack.push_async_callback(batcher.aclose)
-        jobs = JobService(
-            settings.jobs, WorkerSettings(settings.datasets, settings.weights, settings.models, settings.device), store.refresh
-        )
+        devices = training_devices(settings, device)
+        worker = _worker_settings(settings, device, len(devices))
+        jobs = JobService(settings.jobs, Index(settings.index_url, settings.node), worker, store.refresh, devices)
+        stack.push_async_callback(jobs.close)
         await store.look()
         if settings.run_jobs:
             await jobs.start()
-            stack.push_async_callback(jobs.close)
         watcher = asyncio.create_task(_watch(store))
         stack.push_async_callback(_end, watcher)
-        yield Service(settings, device, store, batcher, jobs, pool, decoders, administration, metrics, watcher)
+        yield Service(settings, device, store, batcher, jobs, pool, decoders, administration, watchers, asyncio.Event(), metrics, watcher)
 
 
 async def _watch(store: Store) -> None:

@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import re
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,6 +47,11 @@ class Settings:
     access_log: whether each request is told of.
     model_memory_megabytes: how much the weights of loaded models may take; no limit when None.
     pins: models that are loaded first and never let go.
+    database_url: of the index of jobs, PostgreSQL for servers that share a state folder; SQLite in the state folder when None.
+    node: this server's name among those that share a database.
+    jobs_at_once: how many jobs train at once; one a GPU, or one on a CPU, when None.
+    training_memory_megabytes: what one job's worker may take; three quarters of the machine's, shared by all of them, when None.
+    training_gpu_percent: of a GPU's memory, what its worker may take; the models that are served have the rest.
     run_jobs: whether this process starts workers; a command that only asks does not.
     """
 
@@ -66,6 +72,11 @@ class Settings:
     access_log: bool = False
     model_memory_megabytes: int | None = None
     pins: tuple[str, ...] = ()
+    database_url: str | None = None
+    node: str = field(default_factory=socket.gethostname)
+    jobs_at_once: int | None = None
+    training_memory_megabytes: int | None = None
+    training_gpu_percent: int = 50
     run_jobs: bool = True
 
     @property
@@ -93,11 +104,17 @@ class Settings:
     def jobs(self) -> Path:
         return self.state / "jobs"
 
+    @property
+    def index_url(self) -> str:
+        """The database of the index of jobs."""
+        return self.database_url or f"sqlite:///{self.state / 'index.sqlite'}"
+
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     """Settings from GANSERVE_MODELS (separated as in PATH), GANSERVE_STATE, _DEVICE, _THREADS, _BACKEND, _HOST, _PORT, _ALLOWED_HOSTS
     (separated by commas), _API_KEY or _API_KEY_FILE, _QUEUE_IMAGES, _QUEUE_MEGABYTES, _DEADLINE_SECONDS, _LOG_FORMAT, _ACCESS_LOG (0, 1),
-    _MODEL_MEMORY_MEGABYTES, _PIN (names, separated by commas).
+    _MODEL_MEMORY_MEGABYTES, _PIN (names, separated by commas), _DATABASE_URL, _NODE, _JOBS_AT_ONCE, _TRAINING_MEMORY_MEGABYTES,
+    _TRAINING_GPU_PERCENT.
 
     Raises:
         SettingsError: a value that cannot be used.
@@ -123,6 +140,11 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
         access_log=bool(_number(given, "GANSERVE_ACCESS_LOG", 0, 1)),
         model_memory_megabytes=_number(given, "GANSERVE_MODEL_MEMORY_MEGABYTES", 1, 10**6),
         pins=_words(given, "GANSERVE_PIN"),
+        database_url=given.get("GANSERVE_DATABASE_URL") or None,
+        node=given.get("GANSERVE_NODE") or default.node,
+        jobs_at_once=_number(given, "GANSERVE_JOBS_AT_ONCE", 1, 64),
+        training_memory_megabytes=_number(given, "GANSERVE_TRAINING_MEMORY_MEGABYTES", 256, 10**7),
+        training_gpu_percent=_number(given, "GANSERVE_TRAINING_GPU_PERCENT", 1, 99) or default.training_gpu_percent,
     )
 
 

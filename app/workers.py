@@ -16,17 +16,21 @@ class WorkerError(Exception):
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """How workers run: where data and models lie, on what device, and with how many threads (one core is left to the service)."""
+    """How workers run: where data and models lie, with how many threads (one core is left to the service) and how much memory.
+
+    device_memory_share: what a worker may take of its GPU's memory, where the service has models on the same one.
+    """
 
     datasets: Path
     weights: Path
     repositories: tuple[Path, ...]
-    device: str
     threads: int = num_training_threads()
     niceness: int = 15  # well behind the threads that answer requests
+    memory_megabytes: int | None = None
+    device_memory_share: float | None = None
 
-    async def start(self, folder: Path) -> asyncio.subprocess.Process:
-        """A worker for a run directory; what it prints goes into the run's log.
+    async def start(self, folder: Path, device: str, attempt: int) -> asyncio.subprocess.Process:
+        """A worker for a run directory and the attempt that was granted there; what it prints goes into the run's log.
 
         Raises:
             OSError: the directory is gone, or its log cannot be written.
@@ -37,7 +41,11 @@ class WorkerSettings:
         command += ["--weights", str(self.weights.resolve())]
         for repository in self.repositories:
             command += ["--repository", str(repository.resolve())]
-        command += ["--device", self.device, "--threads", str(self.threads), "--nice", str(self.niceness)]
+        command += ["--device", device, "--threads", str(self.threads), "--nice", str(self.niceness), "--attempt", str(attempt)]
+        if self.memory_megabytes is not None:
+            command += ["--memory-megabytes", str(self.memory_megabytes)]
+        if self.device_memory_share is not None:
+            command += ["--device-memory-share", str(self.device_memory_share)]
         with (folder / runs.LOG).open("ab") as log:
             # a session of its own: a Ctrl-C in the server's terminal is the server's, which asks for a checkpoint
             try:

@@ -76,6 +76,14 @@ class Api:
         """Let it run on the application's event loop."""
         return self._portal.start_task_soon(work, *arguments)
 
+    def call(self, work: Callable[[], Result]) -> Result:
+        """On the application's event loop."""
+
+        async def call() -> Result:
+            return work()
+
+        return self._portal.call(call)
+
     def refresh(self) -> None:
         """Look for new versions now, in place of within two seconds."""
         self._portal.call(self.service.store.refresh)

@@ -51,6 +51,8 @@ IMPORTS = (
     ("app.server", "app.*", "uvicorn"),
     ("app.routes.*", "app.* !app.main !app.engine !app.batcher !app.routes.* training.contract", "fastapi pydantic starlette"),
     ("app.jobs", "app.* !app.main !app.routes.* training.contract training.catalog training.files.*", "pydantic"),
+    ("app.index", "app.errors app.settings training.contract", "sqlalchemy alembic"),
+    ("app.migrations.*", "app.index", "sqlalchemy alembic"),
     ("app.trainable", "app.errors app.schemas.* training.catalog", ""),
     ("app.watching", "app.encoders app.errors app.schemas.* training.files.*", "PIL numpy"),
     *(

@@ -281,6 +281,8 @@ class JobStatus(Document):
     id: str
     state: JobState
     progress: Progress
+    priority: int = 0  # among the jobs of a service
+    place: int = 0  # in its queue
     attempts: int = 0
     tuning: Tuning | None = None
     message: str = ""

@@ -17,7 +17,7 @@ from training.detectors import Detectors, check_finite_weights, not_finite
 from training.evaluation import Evaluator
 from training.event_files import EventFiles, open_event_files
 from training.export import generate, save_grid, sheet
-from training.files import runs
+from training.files import events, runs
 from training.loop import Best, NotFiniteError, Training
 from training.preparation import Prepared
 from training.summary import draw
@@ -49,6 +49,10 @@ class Stopped(Exception):
 
 class Cancelled(Exception):
     """Somebody asked the run to end."""
+
+
+class Superseded(Exception):
+    """Another attempt works on the run: this one must not write any more."""
 
 
 class Collapsed(Exception):
@@ -118,12 +122,14 @@ class Run(Follower):
     detectors: Detectors
     status: JobStatus
     listener: Listener
-    events: EventFiles | None = None
+    attempt: int | None = None  # its number, where a service has given one
+    event_files: EventFiles | None = None
     stop_asked: bool = False
     checkpointed_at: float = field(default_factory=time.monotonic)
     named_best: int | None = None  # by the newest checkpoint: images of the best state that it would be published with
 
     def beat(self, images: int, images_per_second: float) -> None:
+        self.heed_grant()
         left = (self.config.total_images - images) / images_per_second
         update = {"images": images, "images_per_second": round(images_per_second, 1), "seconds_left": round(left, 1)}
         self.say(progress=self.status.progress.model_copy(update=update))
@@ -138,6 +144,11 @@ class Run(Follower):
         asked = Stopped if stop else Cancelled if runs.is_cancel_asked(self.folder) else None
         if end := _ENDS[self.team.agree(_ENDS.index(asked))]:
             raise end
+
+    def heed_grant(self) -> None:
+        """Raise Superseded where another attempt may write, and this one no longer."""
+        if not runs.is_granted(self.folder, self.attempt):
+            raise Superseded
 
     @property
     def ends_here(self) -> bool:
@@ -156,8 +167,9 @@ class Run(Follower):
     def save_samples(self, images: int) -> None:
         path = runs.sample_path(self.folder, images)
         save_grid(path, sheet(self.prepared.players["generator"], self.prepared.examples))
-        if self.events is not None:
-            self.events.sampled(images, path)
+        events.append(self.folder, "sample", events.ImagesData(images=images))
+        if self.event_files is not None:
+            self.event_files.sampled(images, path)
 
     def evaluate(self, images: int) -> None:
         """Compare with held-out images; a state that is the best so far is kept."""
@@ -178,18 +190,22 @@ class Run(Follower):
     def _note(self, line: Metrics) -> None:
         """Write a line of metrics down, and say what it shows."""
         runs.append_metrics(self.folder, line)
-        if self.events is not None:
-            self.events.measured(line)
+        if self.event_files is not None:
+            self.event_files.measured(line)
         for finding in self.detectors.look(line):
             _log.warning("%s: %s", finding.kind, finding.message)
-            self.say(findings=(*self.status.findings, finding))
+            self._find(finding)
             self.listener.found(finding)
+
+    def _find(self, finding: Finding) -> None:
+        self.say(findings=(*self.status.findings, finding))
+        events.append(self.folder, "finding", finding)
 
     def lose(self, error: NotFiniteError) -> NotFiniteError:
         """Say that the run cannot go on; the error, with what is left of the run."""
         kept = {runs.CHECKPOINTS: runs.checkpoint_images(self.folder), runs.BEST: self.training.best.images if self.training.best else 0}
         finding = not_finite(str(error), kept, self.training.images)
-        self.say(findings=(*self.status.findings, finding))
+        self._find(finding)
         return NotFiniteError(finding.message)
 
     def go_back_to_best(self) -> dict[str, float]:
@@ -217,13 +233,15 @@ class Run(Follower):
         # a dead process may have found a better one, which this one will find again
         checkpoint.drop_all_but(self.folder / runs.BEST, [] if best is None else [best.images])
         runs.truncate_metrics(self.folder, self.training.images)
+        if self.status.attempts > 1:
+            events.append(self.folder, "rewound", events.ImagesData(images=self.training.images))
         progress, findings = Progress(images=self.training.images, total_images=self.config.total_images), list[Finding]()
         for line in runs.read_metrics(self.folder):
             told = {"losses": rounded(line.losses)} if line.losses else {"evaluation": rounded(line.evaluation)}
             progress = progress.model_copy(update=told)
             findings += self.detectors.look(line)
         self.status = self.status.model_copy(update={"progress": progress, "findings": tuple(findings)})
-        self.events = open_event_files(self.folder, self.training.images)
+        self.event_files = open_event_files(self.folder, self.training.images)
 
     def checkpoint(self, images: int) -> None:
         self._check()
@@ -236,7 +254,7 @@ class Run(Follower):
 
     def say(self, **changes: object) -> None:
         self.status = self.status.model_copy(update=changes)
-        runs.write_status(self.folder, self.status)
+        (runs.enter_state if "state" in changes else runs.write_status)(self.folder, self.status)
 
     def end(self, state: JobState, message: str, **changes: object) -> None:
         self.say(state=state, message=message, finished_at=now(), **changes)

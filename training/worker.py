@@ -24,12 +24,12 @@ from training.datasets import load
 from training.detectors import Detectors
 from training.evaluation import Evaluator
 from training.export import MAX_SCORED, Provenance, publish
-from training.files import runs
+from training.files import machine, runs
 from training.files.locks import hold
 from training.files.machine import num_cores
 from training.loop import NotFiniteError
 from training.preparation import Places, prepare
-from training.run import Cancelled, Collapsed, Follower, Listener, Run, Stopped, rounded
+from training.run import Cancelled, Collapsed, Follower, Listener, Run, Stopped, Superseded, rounded
 from training.summary import draw
 from training.team import LostMemberError, Team, is_restarted
 
@@ -46,6 +46,7 @@ def work(
     memory_layout: MemoryLayout | None = None,
     *,
     compiling: bool = False,
+    attempt: int | None = None,
 ) -> int:
     """Run a run directory to its end, from its newest checkpoint where there is one.
 
@@ -53,6 +54,7 @@ def work(
         num_threads: intra-op threads; measured when None. A run that has begun keeps what it began with, as it keeps its layout.
         memory_layout: of the networks' weights; measured when None.
         compiling: try torch.compile, and use it where it is faster.
+        attempt: the number that a service has granted (`runs.grant`); once it grants another, this one ends and writes nothing more.
 
     Returns:
         The exit code of the module's head. What went wrong is in the status, and its traceback in the log.
@@ -65,23 +67,36 @@ def work(
     if not team.leads:
         return _follow(folder, places, device, team)
     with hold(folder), _logging_to(folder / runs.LOG):
-        status = runs.read_status(folder)
-        if team.agree(is_restarted() and _is_lost(status)):
-            return 1  # the same steps would come to the same end
-        begin = {"state": "running", "message": "", "attempts": status.attempts + 1, "started_at": now(), "finished_at": None}
-        status = status.model_copy(update=begin)
-        runs.write_status(folder, status)
-        (folder / runs.STOP).unlink(missing_ok=True)
         try:
-            if team.agree(runs.is_cancel_asked(folder)):
-                return _end(folder, "cancelled", "cancelled before it started", 0)
-            run = _prepare(folder, places, device, team, status, listener or Listener(), (num_threads, memory_layout, compiling))
-            return _lead(run, places)
+            return _work(folder, places, device, team, listener or Listener(), (num_threads, memory_layout, compiling), attempt)
+        except Superseded:
+            _log.warning("another attempt works on the run: this one ends, and has written nothing since")
+            return STOPPED
         except LostMemberError as error:
             return _end(folder, "queued", f"{error}; the run goes on from its last checkpoint", STOPPED)
         except Exception as error:
             _log.exception("the run failed")
-            return _end(folder, "failed", _sentence(error), 1)
+            return _end(folder, "failed", _sentence(error, folder), 1)
+
+
+_Asked = tuple[int | None, MemoryLayout | None, bool]  # threads, layout, and whether torch.compile is tried
+
+
+def _work(folder: Path, places: Places, device: torch.device, team: Team, listener: Listener, asked: _Asked, attempt: int | None) -> int:
+    if not runs.is_granted(folder, attempt):
+        raise Superseded
+    status = runs.read_status(folder)
+    if team.agree(is_restarted() and _is_lost(status)):
+        return 1  # the same steps would come to the same end
+    begin = {"state": "running", "message": "", "attempts": status.attempts + 1, "started_at": now(), "finished_at": None}
+    status = status.model_copy(update=begin)
+    runs.enter_state(folder, status)
+    (folder / runs.STOP).unlink(missing_ok=True)
+    if team.agree(runs.is_cancel_asked(folder)):
+        return _end(folder, "cancelled", "cancelled before it started", 0)
+    run = _prepare(folder, places, device, team, status, listener, asked)
+    run.attempt = attempt
+    return _lead(run, places)
 
 
 def _is_lost(status: JobStatus) -> bool:
@@ -91,7 +106,7 @@ def _is_lost(status: JobStatus) -> bool:
 def _end(folder: Path, state: JobState, message: str, code: int) -> int:
     finished = {} if state == "queued" else {"finished_at": now()}
     status = runs.read_status(folder).model_copy(update={"state": state, "message": message, **finished})
-    runs.write_status(folder, status)
+    runs.enter_state(folder, status)
     draw(folder)
     return code
 
@@ -103,7 +118,7 @@ def _prepare(
     team: Team,
     status: JobStatus,
     listener: Listener,
-    asked: tuple[int | None, MemoryLayout | None, bool],
+    asked: _Asked,
 ) -> Run:
     """All that a run needs, at the point where it goes on."""
     config = runs.read_config(folder)
@@ -189,8 +204,8 @@ def _lead(run: Run, places: Places) -> int:
     except NotFiniteError as error:
         raise run.lose(error) from error
     code = _finish(run, places) if code is None else code
-    if run.events is not None:
-        run.events.close()
+    if run.event_files is not None:
+        run.event_files.close()
     return code
 
 
@@ -218,6 +233,7 @@ def _train(run: Run) -> int | None:
 
 
 def _finish(run: Run, places: Places) -> int:
+    run.heed_grant()
     images = run.training.images
     for match in run.training.matches.values():
         run.team.separate_norms(match.game.generator)
@@ -250,8 +266,12 @@ def _publish(run: Run, places: Places) -> Manifest:
     return publish(run.prepared.players, provenance, held_out, run.prepared.examples, places.repositories)
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, folder: Path) -> str:
     text = str(error).strip().split("\n")[0] or type(error).__name__
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in text:
+        return (
+            f"out of memory with a batch_size of {runs.read_config(folder).batch_size}: give a smaller one, or narrower networks ({text})"
+        )
     return text if isinstance(error, UserError | NotFiniteError) else f"{type(error).__name__}: {text}"
 
 
@@ -311,13 +331,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=int, help="intra-op threads of a new run; measured when left out")
     parser.add_argument("--memory-layout", choices=get_args(MemoryLayout), help="of the weights, in a new run; measured when left out")
+    parser.add_argument("--attempt", type=int, help="as granted by the service that starts it")
+    parser.add_argument("--memory-megabytes", type=int, help="with --attempt: what it may take of the machine's memory")
+    parser.add_argument("--device-memory-share", type=float, help="what it may take of a GPU's memory, from 0 to 1; all when left out")
     parser.add_argument("--nice", type=int, default=0, help="added to the process's niceness")
     parser.add_argument("--compile", action="store_true", help="try torch.compile, and use it where it is faster")
     given = parser.parse_args(arguments)
     os.nice(given.nice)
+    if given.attempt is not None:  # a service's worker: it goes before the service does
+        machine.limit_memory(given.memory_megabytes)
+    device = pick_device(given.device)
+    if given.device_memory_share is not None and device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(given.device_memory_share, device)
     places = Places(given.datasets, tuple(given.repository), given.weights)
     asked = {"num_threads": given.threads, "memory_layout": given.memory_layout, "compiling": given.compile}
-    return work(given.folder, places, pick_device(given.device), **asked)
+    return work(given.folder, places, device, attempt=given.attempt, **asked)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
 """Watch a training job: its figures, its sample grids as they become pictures, its log."""
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Response
 from fastapi.responses import FileResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app import watching
 from app.schemas.training import JobMetrics
 from app.service import ADMINISTRATIVE, ServiceOf
+from app.streaming import Watch
 
 MAX_LOG_BYTES = 1_000_000
 PNG, GIF, TEXT = "image/png", "image/gif", "text/plain"
 
 router = APIRouter(tags=["training"], dependencies=[ADMINISTRATIVE])
+streams = APIRouter(tags=["training"])  # they stay for hours, and have a room of their own
 Images = Annotated[int, Path(ge=0, lt=10**12, description="One of `samples` of GET /jobs/{id}/metrics.")]
 
 
@@ -60,3 +64,22 @@ async def log(
     """Whole lines, oldest first."""
     folder = await service.jobs.folder(id)
     return Response(await service.pool.run(lambda: watching.log(folder, num_bytes)), media_type=f"{TEXT}; charset=utf-8")
+
+
+LastEventId = Annotated[int, Header(alias="Last-Event-ID", ge=0, lt=10**12, description="The number of the last event that was seen.")]
+After = Annotated[int | None, Query(ge=0, lt=10**12, description="The same, for clients that cannot set a header.")]
+
+
+async def _watch(id: str, service: ServiceOf, last_event_id: LastEventId = 0, after: After = None) -> AsyncIterator[Watch]:
+    with service.watchers.holding(1):
+        yield await Watch.of(id, service.jobs, service.stopping, last_event_id if after is None else after)
+
+
+@streams.get("/jobs/{id}/events", response_class=EventSourceResponse, summary="Watch a job as it goes")
+async def events(watch: Annotated[Watch, Depends(_watch)]) -> AsyncIterator[ServerSentEvent]:
+    """Server-sent events. The numbered ones are kept with the job: `state`, `metrics`, `sample`, `finding`, and `rewound` where a job goes
+    on from a checkpoint, so that metrics and findings of more `images` count no longer. Their ids are 1, 2, 3 and so on without a gap, and
+    `Last-Event-ID` goes on behind any of them. In between, `progress` says how far the job is, about once a second. The last one is `end`
+    when the job is over, or `shutdown` when the server is: connect again later."""
+    async for event in watch:
+        yield event

@@ -29,6 +29,7 @@ class Job(BaseModel):
     id: str
     state: JobState
     position: int | None = Field(description="Place in the queue, from 1; null unless queued.")
+    priority: int = Field(description="Jobs of a higher one go first.")
     progress: JobProgress
     attempts: int
     message: str

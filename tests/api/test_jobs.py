@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import Conflict, UnknownJob
+from app.index import Index
 from app.jobs import JobService
 from app.schemas.training import Job
 from app.workers import WorkerSettings
@@ -24,15 +25,17 @@ class Jobs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "jobs"
-        self.worker = WorkerSettings(folder / "datasets", folder / "weights", (folder / "models",), "cpu", threads=1, niceness=0)
+        self.worker = WorkerSettings(folder / "datasets", folder / "weights", (folder / "models",), threads=1, niceness=0)
         self.published: list[str] = []
+        self.num_created = 0
 
     def create(self, **changes: object) -> str:
         """A queued job, as a server before this one left it."""
         values = {"name": "tiny", "architecture": "mlp", "options": WIDTHS, "total_images": 640, "num_evaluated": 0} | changes
         config = catalog.resolve(TrainConfig.model_validate(values), self.worker.datasets, self.worker.repositories)
         id = runs.new_id()
-        runs.create(self.folder / id, config, id)
+        self.num_created += 1
+        runs.create(self.folder / id, config, id, place=self.num_created)
         return id
 
     def set_state(self, id: str, state: str) -> None:
@@ -46,7 +49,8 @@ class Jobs:
         """A server's life."""
 
         async def life() -> None:
-            service = JobService(self.folder, self.worker, self.on_published)
+            index = Index(f"sqlite:///{self.folder.parent / 'index.sqlite'}", "here")
+            service = JobService(self.folder, index, self.worker, self.on_published)
             await service.start()
             try:
                 await scenario(service)
@@ -212,8 +216,8 @@ def test_a_wish_to_pause_outlives_the_server_that_heard_it(jobs: Jobs) -> None:
     runs.ask_to_pause(jobs.folder / id)
 
     async def scenario(service: JobService) -> None:
-        job = await service.get(id)
-        assert (job.state, job.message, job.attempts) == ("paused", "paused before it started", 0)
+        job = await until(service, id, lambda job: job.state == "paused")
+        assert (job.message, job.attempts) == ("paused before it started", 0)
         assert (await service.cancel(id)).state == "cancelled"
 
     jobs.serve(scenario)

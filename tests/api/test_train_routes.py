@@ -172,7 +172,7 @@ def test_a_config_that_cannot_be_run_is_pointed_at_and_leaves_no_job(
     assert pointers(problem) == [pointer]
     assert message in problem["errors"][0]["message"]
     assert message in problem["detail"]
-    assert not list(refusing_state.iterdir())
+    assert not list(refusing_state.glob("jobs/*"))
 
 
 def test_every_wrong_field_is_told_at_once(refusing: Api) -> None:
@@ -195,7 +195,7 @@ def test_every_wrong_field_is_told_at_once(refusing: Api) -> None:
 )
 def test_a_body_that_is_no_config_is_refused(refusing: Api, refusing_state: Path, content: bytes) -> None:
     refusal(refusing.post("/train", content=content, headers=JSON_TYPE), 422)
-    assert not list(refusing_state.iterdir())
+    assert not list(refusing_state.glob("jobs/*"))
 
 
 # --- jobs ---------------------------------------------------------------------------------------------------------------------

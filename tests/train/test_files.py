@@ -202,7 +202,7 @@ def line(images: int) -> Metrics:
 def test_a_new_run_is_queued_and_whole(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "first"
     status = runs.create(folder, CONFIG, "20261122-104500-9f3c2a7b41d0")
-    assert names(folder) == ["best", "checkpoints", "config.json", "log.txt", "metrics.jsonl", "samples", "status.json"]
+    assert names(folder) == ["best", "checkpoints", "config.json", "events.jsonl", "log.txt", "metrics.jsonl", "samples", "status.json"]
     assert (status.state, status.attempts, status.progress.images, status.progress.total_images) == ("queued", 0, 0, 1000)
     assert runs.read_status(folder) == status
     assert runs.read_config(folder) == CONFIG

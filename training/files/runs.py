@@ -3,6 +3,7 @@
     config.json    the TrainConfig, every default resolved; only its total_images ever grows
     status.json    the JobStatus, replaced whole
     metrics.jsonl  one Metrics a line
+    events.jsonl   what happened, in order (training.files.events)
     summary.png    curves, findings and samples in one picture
     events/        the same for tensorboard, where it is installed
     samples/       grids of the fixed latents, <images>.png
@@ -10,6 +11,8 @@
     best/          the state that was evaluated best, and the one before it, <images>/
     log.txt        what the worker said
     lock           held by the worker as long as it lives
+    attempt        the number of the attempt whose worker may write; another's ends without a word
+    deaths.json    of workers since the last checkpoint
     cancel         there once someone has asked the run to end
     stop           there once someone has asked its worker to end; its next start takes it away
     pause          there once someone has asked the service not to start it again
@@ -24,12 +27,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from training.contract import JobStatus, Metrics, Progress, TrainConfig, now
+from training.files import events
 from training.files.directories import commit, staging, write_atomically
 
 CONFIG, STATUS, METRICS, LOG = "config.json", "status.json", "metrics.jsonl", "log.txt"
 CANCEL, STOP, PAUSE = "cancel", "stop", "pause"
 CHECKPOINTS, BEST, SAMPLES = "checkpoints", "best", "samples"
 SUMMARY, REQUEST = "summary.png", "request.json"
+ATTEMPT, DEATHS = "attempt", "deaths.json"
 
 
 def new_id() -> str:
@@ -37,22 +42,24 @@ def new_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(6)}"
 
 
-def create(folder: Path, config: TrainConfig, id: str, request: bytes | None = None) -> JobStatus:
+def create(folder: Path, config: TrainConfig, id: str, request: bytes | None = None, *, priority: int = 0, place: int = 0) -> JobStatus:
     """Make a run directory, durable and whole before it is seen; its state is queued.
 
     Args:
         config: resolved.
         id: a new one; the version that the run publishes will name it.
         request: the bytes of request.json.
+        priority, place: in the queue of a service.
 
     Raises:
         FileExistsError: the directory is there already.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    status = JobStatus(id=id, state="queued", progress=Progress(total_images=config.total_images), created_at=now())
+    progress = Progress(total_images=config.total_images)
+    status = JobStatus(id=id, state="queued", progress=progress, priority=priority, place=place, created_at=now())
     with staging(folder.parent) as staged:
         write_atomically(staged / CONFIG, config.model_dump_json(indent=2).encode())
-        write_atomically(staged / STATUS, status.model_dump_json(indent=2).encode())
+        enter_state(staged, status)
         if request is not None:
             write_atomically(staged / REQUEST, request)
         (staged / METRICS).touch()
@@ -69,7 +76,7 @@ def train_on(folder: Path, config: TrainConfig) -> None:
     write_atomically(folder / CONFIG, config.model_dump_json(indent=2).encode())
     status = read_status(folder)
     progress = status.progress.model_copy(update={"total_images": config.total_images})
-    write_status(folder, status.model_copy(update={"state": "queued", "progress": progress, "message": "", "finished_at": None}))
+    enter_state(folder, status.model_copy(update={"state": "queued", "progress": progress, "message": "", "finished_at": None}))
 
 
 def read_config(folder: Path) -> TrainConfig:
@@ -86,12 +93,20 @@ def read_status(folder: Path) -> JobStatus:
 
 
 def write_status(folder: Path, status: JobStatus) -> None:
+    """Of a run that goes on as it was; see `enter_state`."""
     write_atomically(folder / STATUS, status.model_dump_json(indent=2).encode())
+
+
+def enter_state(folder: Path, status: JobStatus) -> None:
+    """Write a status whose state is another than before, and tell of it."""
+    write_status(folder, status)
+    events.tell_state(folder, status)
 
 
 def append_metrics(folder: Path, metrics: Metrics) -> None:
     with (folder / METRICS).open("a", encoding="utf-8") as file:
         file.write(metrics.model_dump_json() + "\n")
+    events.append(folder, "metrics", metrics)
 
 
 def truncate_metrics(folder: Path, images: int) -> None:
@@ -148,6 +163,35 @@ def forget_wishes(folder: Path) -> None:
     """Nobody wants the run to end or to wait any more."""
     for name in (CANCEL, STOP, PAUSE):
         (folder / name).unlink(missing_ok=True)
+
+
+def grant(folder: Path, attempt: int) -> None:
+    """Let this attempt's worker write, and no other's."""
+    write_atomically(folder / ATTEMPT, str(attempt).encode())
+
+
+def granted(folder: Path) -> int:
+    """The number of the last attempt that was granted; 0 before the first."""
+    path = folder / ATTEMPT
+    return int(path.read_bytes()) if path.exists() else 0
+
+
+def is_granted(folder: Path, attempt: int | None) -> bool:
+    """Whether an attempt's worker may write; one without a number always may."""
+    return attempt in (None, granted(folder))
+
+
+def count_death(folder: Path) -> int:
+    """Workers that have died since the last checkpoint, with this one."""
+    path, kept = folder / DEATHS, checkpoint_images(folder)
+    before = json.loads(path.read_bytes()) if path.exists() else {}
+    num_deaths: int = before["deaths"] + 1 if before.get("images") == kept else 1
+    write_atomically(path, json.dumps({"images": kept, "deaths": num_deaths}).encode())
+    return num_deaths
+
+
+def forget_deaths(folder: Path) -> None:
+    (folder / DEATHS).unlink(missing_ok=True)
 
 
 def read_metrics(folder: Path) -> list[Metrics]:

@@ -1,0 +1,377 @@
+"""The index of the jobs, in SQLite or PostgreSQL: what must be found fast, unique, or claimed by one server alone.
+
+The jobs' directories are the truth (training.files.runs): what stands here is found in them too, but for who works on what. Every method
+is one transaction, and blocks.
+"""
+
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import alembic.command
+import alembic.config
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Float,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    Update,
+    and_,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy import Index as TableIndex
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, OperationalError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from app.errors import Overloaded
+from app.settings import SettingsError
+from training.contract import JobState
+
+LOCAL = "local"  # the node of a SQLite index, which one server has to itself, whatever its host is called
+BUSY_SECONDS = 5.0
+RETRY_SECONDS = 5
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+metadata = MetaData()
+_jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("place", BigInteger, nullable=False),
+    Column("model", String(64)),
+    Column("architecture", String(64)),
+    Column("dataset", String(64)),
+    Column("request_key", String(255), unique=True),
+    Column("attempt", Integer, nullable=False),
+    Column("node", String(255)),
+    Column("lease_until", Float),
+    TableIndex("jobs_queue", "state", "priority", "place"),
+)
+
+
+class IndexUnavailable(Overloaded):
+    """The database does not answer, or is damaged."""
+
+    is_damage = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A job, as the index knows it.
+
+    state: that of its directory, but `running` from the moment a server claims it until that server is done with it.
+    place: in the queue, among jobs of its priority; less is earlier.
+    model: the name that it publishes under.
+    key: what its client calls the request that made it.
+    attempt: how often it was claimed.
+    """
+
+    id: str
+    state: JobState
+    priority: int
+    place: int
+    model: str | None
+    architecture: str | None
+    dataset: str | None
+    key: str | None
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that this server works on; another server's claim of the same job has another attempt."""
+
+    id: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which jobs are meant: all, where nothing is said."""
+
+    states: tuple[JobState, ...] = ()
+    model: str | None = None
+    architecture: str | None = None
+    dataset: str | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        columns = {"model": self.model, "architecture": self.architecture, "dataset": self.dataset}
+        wanted = [_jobs.c[name] == value for name, value in columns.items() if value is not None]
+        return wanted + ([_jobs.c.state.in_(self.states)] if self.states else [])
+
+
+ALL = Filter()
+
+
+class Index:
+    """One database. Servers that share a PostgreSQL are told apart by their node's name."""
+
+    def __init__(self, url: str, node: str) -> None:
+        """
+        Args:
+            url: as SQLAlchemy reads it, of SQLite or PostgreSQL.
+            node: this server's name; of no effect in SQLite.
+
+        Raises:
+            SettingsError: no URL of such a database, or its driver is not installed.
+        """
+        self._url = _url(url)
+        self.is_shared = self._url.get_backend_name() != "sqlite"
+        self.node = node if self.is_shared else LOCAL
+        arguments = {} if self.is_shared else {"connect_args": {"timeout": BUSY_SECONDS}}
+        try:
+            self._engine = create_engine(self._url, pool_pre_ping=self.is_shared, **arguments)
+        except ImportError as error:
+            raise SettingsError(f"{self} wants the package {error.name}: install ganserve[postgresql]") from error
+        if self.is_shared:
+            self._now: ColumnElement[float] = literal_column("extract(epoch from clock_timestamp())", Float)
+        else:
+            self._now = literal_column("(julianday('now') - 2440587.5) * 86400.0", Float)
+            event.listen(self._engine, "connect", _set_up_sqlite)
+            event.listen(self._engine, "begin", _begin_immediate)
+
+    def __str__(self) -> str:
+        return self._url.render_as_string(hide_password=True)
+
+    def open(self) -> None:
+        """Bring the tables up to date.
+
+        Raises:
+            IndexUnavailable: the database cannot be reached, or is damaged.
+        """
+        with self._answering(), self._engine.connect() as connection:
+            if not self.is_shared and (found := connection.execute(text("PRAGMA quick_check")).scalar()) != "ok":
+                raise _damaged(str(found))
+            connection.rollback()
+            config = alembic.config.Config()
+            config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+            config.attributes["connection"] = connection
+            alembic.command.upgrade(config, "head")
+            connection.commit()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def put_aside(self) -> Path:
+        """Give the file of a SQLite database, and what belongs to it, another name; where it lies then."""
+        self.close()
+        file = Path(self._url.database or "")
+        aside = file.with_name(f"{file.name}.damaged-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
+        for suffix in ("-wal", "-shm", ""):
+            if (path := file.with_name(file.name + suffix)).exists():
+                path.rename(aside.with_name(aside.name + suffix))
+        return aside
+
+    # --- finding ---
+
+    def states(self) -> dict[str, JobState]:
+        """Every job's state, by id."""
+        with self._reading() as connection:
+            return {row.id: row.state for row in connection.execute(select(_jobs.c.id, _jobs.c.state))}
+
+    def ids(self, wanted: Filter, limit: int, after: str | None = None) -> list[str]:
+        """Newest first, from the one behind `after` on."""
+        conditions = wanted.conditions() + ([] if after is None else [_jobs.c.id < after])
+        with self._reading() as connection:
+            found = connection.execute(select(_jobs.c.id).where(*conditions).order_by(_jobs.c.id.desc()).limit(limit))
+            return list(found.scalars())
+
+    def entry(self, id: str) -> Entry | None:
+        with self._reading() as connection:
+            row = connection.execute(select(_jobs).where(_jobs.c.id == id)).first()
+            return None if row is None else _entry(row)
+
+    def entries(self) -> list[Entry]:
+        """All of them, oldest first."""
+        with self._reading() as connection:
+            return [_entry(row) for row in connection.execute(select(_jobs).order_by(_jobs.c.id))]
+
+    def made_by(self, key: str) -> str | None:
+        """The job that a request of this key has made."""
+        with self._reading() as connection:
+            return connection.execute(select(_jobs.c.id).where(_jobs.c.request_key == key)).scalar()
+
+    def positions(self, ids: Collection[str]) -> dict[str, int]:
+        """Of those that are queued: how many go first, and itself."""
+        queue = select(_jobs.c.id).where(_jobs.c.state == "queued").order_by(*_ORDER)
+        with self._reading() as connection:
+            places = {id: place for place, id in enumerate(connection.execute(queue).scalars(), start=1)}
+        return {id: places[id] for id in ids if id in places}
+
+    def next_place(self) -> int:
+        """Behind all who are or were in the queue."""
+        with self._reading() as connection:
+            return 1 + (connection.execute(select(func.max(_jobs.c.place))).scalar() or 0)
+
+    # --- changing ---
+
+    def add(self, entry: Entry) -> str:
+        """Put a job in; where its key is known already, nothing is put in.
+
+        Returns:
+            The job that is known by its key, or itself.
+        """
+        values = {**vars(entry), "request_key": entry.key}
+        del values["key"]
+        try:
+            with self._writing() as connection:
+                connection.execute(insert(_jobs).values(values))
+        except IntegrityError:  # of its id, where another server has found its directory already
+            return entry.id if entry.key is None else self.made_by(entry.key) or entry.id
+        return entry.id
+
+    def change(self, id: str, among: Sequence[JobState], state: JobState, place: int | None = None) -> bool:
+        """Another state, where it is one of some before; whether it was."""
+        values = {"state": state} | ({} if place is None else {"place": place})
+        with self._writing() as connection:
+            changed = connection.execute(update(_jobs).where(_jobs.c.id == id, _jobs.c.state.in_(among)).values(values))
+            return changed.rowcount == 1
+
+    def remove(self, id: str, among: Sequence[JobState]) -> bool:
+        """Forget a job, where its state is one of some; whether it was."""
+        with self._writing() as connection:
+            return connection.execute(delete(_jobs).where(_jobs.c.id == id, _jobs.c.state.in_(among))).rowcount == 1
+
+    def replace(self, entries: Iterable[Entry]) -> None:
+        """Forget everything, and know these."""
+        rows = [{**{name: value for name, value in vars(each).items() if name != "key"}, "request_key": each.key} for each in entries]
+        with self._writing() as connection:
+            connection.execute(delete(_jobs))
+            if rows:
+                connection.execute(insert(_jobs), rows)
+
+    # --- working ---
+
+    def claim(self, held: Collection[str], lease_seconds: float) -> Claim | None:
+        """The job that is next for this server, as its own from now on: one that it had claimed before it died, or whose server has not
+        renewed its lease, before the first in the queue.
+
+        Args:
+            held: what this server has claimed and works on.
+        """
+        mine = and_(_jobs.c.node == self.node, _jobs.c.id.not_in(held))
+        left = and_(_jobs.c.node != self.node, _jobs.c.lease_until < self._now)
+        free = or_(_jobs.c.state == "queued", and_(_jobs.c.state == "running", or_(mine, left, _jobs.c.node.is_(None))))
+        # "running" sorts behind "queued": what somebody has begun goes on first
+        first = select(_jobs.c.id).where(free).order_by(_jobs.c.state.desc(), *_ORDER).limit(1).with_for_update(skip_locked=True)
+        claimed = update(_jobs).where(_jobs.c.id == first.scalar_subquery())
+        with self._writing() as connection:
+            row = connection.execute(
+                claimed.values(
+                    state="running", node=self.node, attempt=_jobs.c.attempt + 1, lease_until=self._now + lease_seconds
+                ).returning(_jobs.c.id, _jobs.c.attempt)
+            ).first()
+            return None if row is None else Claim(row.id, row.attempt)
+
+    def renew(self, claims: Iterable[Claim], lease_seconds: float) -> set[Claim]:
+        """Hold on to claims; those that are still this server's."""
+        kept = set()
+        with self._writing() as connection:
+            for claim in claims:
+                if connection.execute(self._claimed(claim).values(lease_until=self._now + lease_seconds)).rowcount:
+                    kept.add(claim)
+        return kept
+
+    def release(self, claim: Claim, state: JobState) -> bool:
+        """Be done with a job, which is in this state now; False where another server has claimed it meanwhile."""
+        with self._writing() as connection:
+            return connection.execute(self._claimed(claim).values(state=state, node=None, lease_until=None)).rowcount == 1
+
+    def _claimed(self, claim: Claim) -> Update:
+        return update(_jobs).where(_jobs.c.id == claim.id, _jobs.c.attempt == claim.attempt, _jobs.c.node == self.node)
+
+    # --- the database ---
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with self._answering(), self._engine.connect() as connection:
+            yield connection.execution_options(reading=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with self._answering(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError:
+            raise
+        except OperationalError as error:
+            reason = str(error.orig).splitlines()[0]
+            raise IndexUnavailable(
+                f"the index of jobs does not answer: {reason}; ask again in a while", headers={"Retry-After": str(RETRY_SECONDS)}
+            ) from error
+        except DatabaseError as error:
+            raise _damaged(str(error.orig)) from error
+
+
+def _url(given: str) -> URL:
+    try:
+        url = make_url(given)
+    except ArgumentError as error:
+        raise SettingsError(f"the database {given!r} is no URL: give postgresql://USER:PASSWORD@HOST/NAME, or leave it out") from error
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    if url.drivername not in ("sqlite", "postgresql+psycopg"):
+        raise SettingsError(f"a database of {url.drivername} is not supported: give postgresql://..., or leave it out for SQLite")
+    return url
+
+
+def _damaged(reason: str) -> IndexUnavailable:
+    problem = IndexUnavailable(
+        f"the index of jobs is damaged: {reason.splitlines()[0]}; it is made anew when the server starts, or by `ganserve rebuild-index`",
+        headers={"Retry-After": str(RETRY_SECONDS)},
+    )
+    problem.is_damage = True
+    return problem
+
+
+_ORDER = (_jobs.c.priority.desc(), _jobs.c.place, _jobs.c.id)
+
+
+def _entry(row: Row[tuple[object, ...]]) -> Entry:
+    return Entry(
+        id=row.id,
+        state=row.state,
+        priority=row.priority,
+        place=row.place,
+        model=row.model,
+        architecture=row.architecture,
+        dataset=row.dataset,
+        key=row.request_key,
+        attempt=row.attempt,
+    )
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # transactions begin where they are told to
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")  # what is committed outlives a power cut
+
+
+def _begin_immediate(connection: Connection) -> None:
+    """Who means to write takes the lock at once: a reader cannot become a writer while another one is."""
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reading") else "BEGIN IMMEDIATE")

@@ -1,0 +1,9 @@
+"""Run by alembic, with the connection that the index hands it; each step is its own transaction."""
+
+from alembic import context
+
+from app.index import metadata
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, transaction_per_migration=True)
+with context.begin_transaction():
+    context.run_migrations()

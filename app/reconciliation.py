@@ -1,0 +1,132 @@
+"""What the index of jobs knows, out of what their directories say."""
+
+import json
+import logging
+from pathlib import Path
+from typing import cast
+
+from pydantic import JsonValue
+
+from app.index import Entry, Index
+from training.contract import FINISHED, JobState
+from training.files import events, runs
+
+_log = logging.getLogger(__name__)
+
+
+def folders(folder: Path) -> dict[str, Path]:
+    """The jobs' directories by id, oldest first."""
+    if not folder.is_dir():
+        return {}
+    return {path.name: path for path in sorted(folder.iterdir()) if (path / runs.STATUS).is_file()}
+
+
+def asked(folder: Path) -> dict[str, JsonValue] | None:
+    """The request that a job was made by, where it had a key."""
+    try:
+        request: dict[str, JsonValue] = json.loads((folder / runs.REQUEST).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _log.warning("%s cannot be read: %s", folder / runs.REQUEST, error)
+        return None
+    return request
+
+
+def entry_of(folder: Path) -> Entry:
+    """A job that nobody works on, as far as is known.
+
+    Raises:
+        OSError, ValueError: its status cannot be read.
+    """
+    status = runs.read_status(folder)
+    request = asked(folder)
+    key = None if request is None else cast(str, request["key"])
+    try:
+        config = runs.read_config(folder)
+    except (OSError, ValueError):  # the job's worker, if it ever comes to that, will say so
+        config = None
+    return Entry(
+        id=folder.name,
+        state=status.state,
+        priority=status.priority,
+        place=status.place,
+        model=config.model_name if config else None,
+        architecture=config.architecture if config else None,
+        dataset=config.dataset if config else None,
+        key=key,
+        attempt=runs.granted(folder),
+    )
+
+
+def reconcile(folder: Path, index: Index) -> None:
+    """Bring the index to what the directories say, where whoever wrote both died in between. What a server works on is its own affair."""
+    known, found = index.states(), folders(folder)
+    for id in known.keys() - found.keys():
+        _log.warning("job %s: its directory is gone, and it is forgotten", id)
+        index.remove(id, (known[id],))
+    for id, path in found.items():
+        try:
+            if id not in known:
+                _add(path, index)
+            elif known[id] != "running":
+                _correct(path, index, known[id])
+        except (OSError, ValueError) as error:
+            _log.warning("job %s cannot be read and is left out: %s", id, error)
+
+
+def _add(path: Path, index: Index) -> None:
+    entry = entry_of(path)
+    if (other := index.add(entry)) != entry.id:
+        _log.warning("job %s was asked for by the same request as job %s, and was never told of: it is left out", entry.id, other)
+    elif entry.state not in FINISHED:
+        events.tell_state(path, runs.read_status(path))
+
+
+def _correct(path: Path, index: Index, known: JobState) -> None:
+    state = json.loads((path / runs.STATUS).read_bytes())["state"]
+    if state in FINISHED and state == known:
+        return
+    status = runs.read_status(path)
+    if status.state != known:
+        index.change(path.name, (known,), status.state, status.place)
+    events.tell_state(path, status)
+
+
+def rebuild(folder: Path, index: Index) -> tuple[int, list[str]]:
+    """Make the index anew of the directories, while no server works.
+
+    Returns:
+        How many jobs it knows now, and a sentence for each that is left out.
+    """
+    entries, left_out, keys = [], [], dict[str, str]()
+    for id, path in folders(folder).items():
+        try:
+            entry = entry_of(path)
+        except (OSError, ValueError) as error:
+            left_out.append(f"job {id} cannot be read: {error}")
+            continue
+        if entry.key is not None and (other := keys.setdefault(entry.key, id)) != id:
+            left_out.append(f"job {id} was asked for by the same request as job {other}")
+            continue
+        entries.append(entry)
+    index.replace(entries)
+    return len(entries), left_out
+
+
+def differences(folder: Path, index: Index) -> list[str]:
+    """A sentence for each job of which the index and the directories do not say the same."""
+    known = {entry.id: entry for entry in index.entries()}
+    found = folders(folder)
+    told = [f"job {id} is in the index, and its directory is gone" for id in known.keys() - found.keys()]
+    for id, path in found.items():
+        try:
+            entry = entry_of(path)
+        except (OSError, ValueError) as error:
+            told.append(f"job {id} cannot be read: {error}")
+            continue
+        if id not in known:
+            told.append(f"job {id} is not in the index")
+        elif known[id].state != "running" and known[id] != entry:
+            told.append(f"job {id} is {known[id]} in the index, and {entry} in its directory")
+    return sorted(told)
