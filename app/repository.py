@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from training.contract import Manifest, is_name
+from training.contract import FileSpec, Manifest, is_name
 from training.files import versions
 
 Stamp = tuple[tuple[str, int, int, int], ...]  # name, inode, size and time of each file: what changes when a file does
@@ -141,3 +141,9 @@ def _aliases(repositories: Sequence[Path], name: str, before: Inventory, obstacl
         return before.aliases.get(name, {}), before.shares.get(name, 0.0)
     share = pointers[versions.CANARY].share if versions.CANARY in pointers else 0.0
     return {alias: pointer.version for alias, pointer in pointers.items()}, share
+
+
+def files_of(manifest: Manifest) -> dict[str, FileSpec]:
+    """Every file that the manifest names, by its name."""
+    modules = [manifest.generator, *([manifest.discriminator] if manifest.discriminator else []), *manifest.parts.values()]
+    return {file.file: file for file in [*(file for module in modules for file in module.files.values()), manifest.samples]}

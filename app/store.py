@@ -22,7 +22,7 @@ from app.choices import Backend, Choice, as_published
 from app.engine import Engine, ModuleName, served_modules
 from app.engines import Engines, num_bytes
 from app.errors import Conflict, FieldError, Invalid, NotFound, UnknownModel, UnknownVersion, did_you_mean, show
-from app.repository import Broken, Entry, Inventory, scan
+from app.repository import Broken, Entry, Inventory, files_of, scan
 from training.contract import FileSpec, Manifest
 from training.files import versions
 from training.files.directories import DamagedFileError, verify
@@ -52,12 +52,6 @@ class Listing:
 
     models: tuple[Served, ...]
     broken: tuple[Broken, ...]
-
-
-def _files(manifest: Manifest) -> dict[str, FileSpec]:
-    """Every file that the manifest names, by its name."""
-    modules = [manifest.generator, *([manifest.discriminator] if manifest.discriminator else []), *manifest.parts.values()]
-    return {file.file: file for file in [*(file for module in modules for file in module.files.values()), manifest.samples]}
 
 
 class Store:
@@ -219,7 +213,7 @@ class Store:
             NotFound: the manifest names no such file, or it is no longer what the manifest says.
         """
         entry = self._resolve(name, version)
-        files = _files(self.manifest(name, entry.number))
+        files = files_of(self.manifest(name, entry.number))
         if file not in files:
             raise NotFound(f"{name} version {entry.number} has no file {show(file)}; there are: {', '.join(files)}")
         try:

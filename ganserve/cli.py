@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from ganserve.asking import discriminate, generate, interpolate, transform
 from ganserve.bench import bench
 from ganserve.datasets import datasets_app
+from ganserve.fsck import fsck, rebuild_index
 from ganserve.jobs import jobs_app
 from ganserve.models import architectures, models_app
 from ganserve.serving import serve
@@ -31,6 +32,8 @@ app.command(transform)
 app.command(discriminate)
 app.command(bench)
 app.command(tune)
+app.command(fsck)
+app.command(rebuild_index)
 app.command(models_app)
 app.command(jobs_app)
 app.command(datasets_app)

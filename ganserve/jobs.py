@@ -9,7 +9,7 @@ import httpx
 from cyclopts import App, Parameter
 
 from ganserve.connection import Connection, check
-from training.contract import FINISHED, JobStatus, Progress, TrainConfig
+from training.contract import FINISHED, JobState, JobStatus, Progress, TrainConfig
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -21,14 +21,20 @@ JobId = Annotated[str, Parameter(help="A job of `ganserve jobs list`.")]
 
 
 @jobs_app.command(name="list")
-def list_(*, connection: Connection = Connection()) -> None:
+def list_(
+    *,
+    wanted: Annotated[tuple[JobState, ...], Parameter(name="--state", help="Jobs in this state; repeat for more.")] = (),
+    model: Annotated[str | None, Parameter(help="Jobs that publish under this name.", show_default=False)] = None,
+    connection: Connection = Connection(),
+) -> None:
     """List jobs, newest first."""
+    filters = {"state": wanted, **({} if model is None else {"model": model})}
 
     async def question(client: httpx.AsyncClient) -> list[dict[str, object]]:
         jobs: list[dict[str, object]] = []
         after: str | None = ""
         while after is not None:
-            page = check(await client.get("/jobs", params={"limit": 100, **({"after": after} if after else {})})).json()
+            page = check(await client.get("/jobs", params={"limit": 100, **filters, **({"after": after} if after else {})})).json()
             jobs += page["jobs"]
             after = page["next"]
         return jobs
@@ -37,7 +43,8 @@ def list_(*, connection: Connection = Connection()) -> None:
         progress, config = job["progress"], job["config"]
         assert isinstance(progress, dict)
         name = config["name"] if isinstance(config, dict) else "(config damaged)"
-        print(f"{job['id']}  {job['state']:<9}  {progress['percent']:5.1f} %  {name}  {job['message']}")
+        place = f"number {job['position']} in the queue" if job["position"] else ""
+        print(f"{job['id']}  {job['state']:<9}  {progress['percent']:5.1f} %  {name}  {job['message'] or place}")
 
 
 @jobs_app.command

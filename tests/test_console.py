@@ -26,7 +26,6 @@ from ganserve import cli
 from ganserve.bench import HEADINGS
 from training.contract import Finding, TrainConfig
 from training.files import runs
-from training.files.locks import hold
 
 pytest_plugins = ["console_fixtures"]
 
@@ -437,10 +436,12 @@ def test_jobs_are_listed_shown_and_cancelled_where_no_server_runs(console: Conso
         runs.create(tmp_path / "state" / "jobs" / id, config, id)
     lines = console.done("jobs", "list").splitlines()
     assert [line.split()[0] for line in lines] == sorted(ids, reverse=True), "all of them, over pages"
-    assert re.fullmatch(r"\S+  queued       0.0 %  waiting  ", lines[0])
+    assert re.fullmatch(r"\S+  queued       0.0 %  waiting  number \d+ in the queue", lines[0])
     assert json.loads(console.done("jobs", "show", ids[0]))["config"]["name"] == "waiting"
-    assert console.done("jobs", "cancel", ids[0]) == f"{ids[0]}: queued, asked to end\n"
-    assert runs.is_cancel_asked(tmp_path / "state" / "jobs" / ids[0])
+    assert console.done("jobs", "cancel", ids[0]) == f"{ids[0]}: cancelled, cancelled before it started\n"
+    assert runs.read_status(tmp_path / "state" / "jobs" / ids[0]).state == "cancelled"
+    assert console.done("jobs", "list", "--state", "cancelled").split()[0] == ids[0]
+    assert console.done("jobs", "list", "--model", "other") == ""
 
 
 def test_a_job_is_watched_to_its_end(console: Console, tmp_path: Path) -> None:
@@ -474,20 +475,13 @@ def test_jobs_are_paused_resumed_tried_again_and_removed_where_no_server_runs(co
     config = TrainConfig.model_validate({"architecture": "mlp", "num_evaluated": 0})
     runs.create(folder / id, config, id)
 
-    def set_state(state: str) -> None:
-        runs.write_status(folder / id, runs.read_status(folder / id).model_copy(update={"state": state}))
-
-    assert console.done("jobs", "pause", id) == f"{id}: queued, asked to pause\n"
-    assert runs.is_pause_asked(folder / id)
-    set_state("paused")
+    assert console.done("jobs", "pause", id) == f"{id}: paused, paused before it started\n"
     assert console.done("jobs", "resume", id) == f"{id}: queued, in the queue\n"
     assert not runs.is_pause_asked(folder / id)
     assert "a job can be resumed while it is paused" in console.refused("jobs", "resume", id)
-    set_state("failed")
-    with hold(folder):
-        assert "another server works on" in console.refused("jobs", "retry", id)
+    assert console.done("jobs", "cancel", id) == f"{id}: cancelled, cancelled before it started\n"
     assert console.done("jobs", "retry", id) == f"{id}: queued, in the queue\n"
-    set_state("cancelled")
+    assert console.done("jobs", "cancel", id)
     assert console.done("jobs", "remove", id) == f"{id}: removed\n"
     assert not (folder / id).exists()
 

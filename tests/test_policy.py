@@ -83,7 +83,8 @@ IMPORTS = (
     ("app.*", "app.* !app.main !app.routes.* training.contract training.files.*", "fastapi starlette pydantic pydantic_core"),
     (
         "ganserve.*",
-        "ganserve.* app.main app.server app.service app.settings app.choices app.tuning training.*",
+        "ganserve.* app.main app.server app.service app.settings app.choices app.tuning app.index app.reconciliation app.repository"
+        " training.*",
         "cyclopts httpx rich pydantic torch numpy PIL",
     ),
 )

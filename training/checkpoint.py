@@ -96,6 +96,17 @@ def load(folder: Path, images: int, device: torch.device) -> dict[str, Any]:
     return state
 
 
+def damages(folder: Path) -> list[str]:
+    """What is not as it was written, of every state below the folder: a sentence each."""
+    found = []
+    for path in _newest_first(folder):
+        try:
+            verify(path, CheckpointCard.model_validate_json((path / CARD).read_bytes()).state)
+        except (DamagedFileError, OSError, ValueError) as error:
+            found.append(f"{folder.name}/{path.name} is damaged: {str(error).splitlines()[0]}")
+    return found
+
+
 def _newest_first(folder: Path) -> list[Path]:
     found = [path for path in folder.glob("*") if path.name.isdecimal()] if folder.is_dir() else []
     return sorted(found, key=lambda path: int(path.name), reverse=True)
