@@ -232,14 +232,22 @@ class Index:
         Returns:
             The job that is known by its key, or itself.
         """
-        values = {**vars(entry), "request_key": entry.key}
-        del values["key"]
         try:
             with self._writing() as connection:
-                connection.execute(insert(_jobs).values(values))
+                connection.execute(insert(_jobs).values(_values(entry)))
         except IntegrityError:  # of its id, where another server has found its directory already
             return entry.id if entry.key is None else self.made_by(entry.key) or entry.id
         return entry.id
+
+    def add_all(self, entries: Sequence[Entry]) -> dict[str, str]:
+        """Put many in at once: what `add` gives for each, by its id."""
+        try:
+            with self._writing() as connection:
+                if entries:
+                    connection.execute(insert(_jobs), [_values(entry) for entry in entries])
+        except IntegrityError:  # one of them; which, is found one by one
+            return {entry.id: self.add(entry) for entry in entries}
+        return {entry.id: entry.id for entry in entries}
 
     def change(self, id: str, among: Sequence[JobState], state: JobState, place: int | None = None) -> bool:
         """Another state, where it is one of some before; whether it was."""
@@ -255,7 +263,7 @@ class Index:
 
     def replace(self, entries: Iterable[Entry]) -> None:
         """Forget everything, and know these."""
-        rows = [{**{name: value for name, value in vars(each).items() if name != "key"}, "request_key": each.key} for each in entries]
+        rows = [_values(entry) for entry in entries]
         with self._writing() as connection:
             connection.execute(delete(_jobs))
             if rows:
@@ -350,6 +358,12 @@ def _damaged(reason: str) -> IndexUnavailable:
 
 
 _ORDER = (_jobs.c.priority.desc(), _jobs.c.place, _jobs.c.id)
+
+
+def _values(entry: Entry) -> dict[str, object]:
+    values = dict(vars(entry))
+    values["request_key"] = values.pop("key")
+    return values
 
 
 def _entry(row: Row[tuple[object, ...]]) -> Entry:

@@ -65,22 +65,21 @@ def reconcile(folder: Path, index: Index) -> None:
     for id in known.keys() - found.keys():
         _log.warning("job %s: its directory is gone, and it is forgotten", id)
         index.remove(id, (known[id],))
+    new = []
     for id, path in found.items():
         try:
             if id not in known:
-                _add(path, index)
+                new.append(entry_of(path))
             elif known[id] != "running":
                 _correct(path, index, known[id])
         except (OSError, ValueError) as error:
             _log.warning("job %s cannot be read and is left out: %s", id, error)
-
-
-def _add(path: Path, index: Index) -> None:
-    entry = entry_of(path)
-    if (other := index.add(entry)) != entry.id:
-        _log.warning("job %s was asked for by the same request as job %s, and was never told of: it is left out", entry.id, other)
-    elif entry.state not in FINISHED:
-        events.tell_state(path, runs.read_status(path))
+    added = index.add_all(new)
+    for entry in new:
+        if (other := added[entry.id]) != entry.id:
+            _log.warning("job %s was asked for by the same request as job %s, and was never told of: it is left out", entry.id, other)
+        elif entry.state not in FINISHED:
+            events.tell_state(found[entry.id], runs.read_status(found[entry.id]))
 
 
 def _correct(path: Path, index: Index, known: JobState) -> None:

@@ -4,6 +4,11 @@ from alembic import context
 
 from app.index import metadata
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, transaction_per_migration=True)
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    transaction_per_migration=True,
+    transactional_ddl=True,  # of SQLite too, since the index begins its transactions itself
+)
 with context.begin_transaction():
     context.run_migrations()

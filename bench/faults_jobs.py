@@ -1,0 +1,384 @@
+"""Jobs under fire: servers, workers or both are killed at random moments while jobs are submitted, cancelled, watched and run.
+
+    .venv/bin/python bench/faults_jobs.py                         100 kills, one server on SQLite; about 25 minutes on 2 cores
+    .venv/bin/python bench/faults_jobs.py --database postgresql   the same with two servers on one PostgreSQL (Debian's, started here)
+    .venv/bin/python bench/faults_jobs.py --kills 10 --seed 7
+
+Clients write down what was acknowledged, as it was; at the end that is compared with what there is: jobs, cancellations, events as their
+watchers saw them over all reconnections, published versions and their weights, and what `ganserve fsck` says.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "tests")]
+from postgresql import postgresql  # noqa: E402
+
+from training.contract import FINISHED, Manifest  # noqa: E402
+from training.export import published_weights  # noqa: E402
+from training.files import events, runs, versions  # noqa: E402
+
+HOST = "127.0.0.1"
+READY_SECONDS, SETTLE_SECONDS = 120.0, 1200.0
+MAX_UNFINISHED = 6
+NUM_CONFIGS = 4
+CONFIG: dict[str, Any] = {
+    "name": "under-fire",
+    "architecture": "mlp",
+    "options": {"generator_widths": [32, 32], "discriminator_widths": [32, 32]},
+    "batch_size": 8,
+    "total_images": 9_600,
+    "checkpoint_images": 800,
+    "sample_images": 3_200,
+    "evaluation_images": 3_200,
+    "num_evaluated": 16,
+}
+
+
+class Server:
+    """A node that is killed and comes back, on one port."""
+
+    def __init__(self, folder: Path, node: str, database: str | None) -> None:
+        self.url = f"http://{HOST}:{free_port()}"
+        self._folder, self._node, self._database = folder, node, database
+        self.seconds_to_ready: list[float] = []
+        self.start()
+
+    def launch(self) -> None:
+        command = [sys.executable, "-m", "ganserve", "serve", "--port", self.url.rpartition(":")[2], "--state", str(self._folder / "state")]
+        command += ["--models", str(self._folder / "models")]
+        environment = os.environ | {"GANSERVE_NODE": self._node, "GANSERVE_API_KEY": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        if self._database:
+            environment["GANSERVE_DATABASE_URL"] = self._database
+        with (self._folder / f"{self._node}.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=self._folder)
+
+    def start(self) -> None:
+        """And wait until it answers."""
+        begin = time.monotonic()
+        self.launch()
+        while time.monotonic() - begin < READY_SECONDS:
+            try:
+                if httpx.get(f"{self.url}/jobs", timeout=5).is_success:
+                    self.seconds_to_ready.append(time.monotonic() - begin)
+                    return
+            except httpx.TransportError:
+                if self.process.poll() is not None:
+                    raise SystemExit(f"{self._node} did not start: {(self._folder / f'{self._node}.log').read_text()[-2000:]}") from None
+            time.sleep(0.05)
+        raise SystemExit(f"{self._node} was not ready within {READY_SECONDS} s")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> float:
+        """How long an orderly end takes."""
+        begin = time.monotonic()
+        self.process.terminate()
+        self.process.wait(60)
+        return time.monotonic() - begin
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def workers(folder: Path) -> dict[int, str]:
+    """Process ids of the workers of our jobs, and the job of each."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if "training.worker" in words and any(word.startswith(str(folder)) for word in words):
+            found[int(path.parent.name)] = Path(words[words.index("training.worker") + 1]).name
+    return found
+
+
+@dataclass
+class History:
+    """What clients were told."""
+
+    acknowledged: dict[str, int] = field(default_factory=dict)  # job: which config
+    cancelled: set[str] = field(default_factory=set)
+    retried: Counter[str] = field(default_factory=Counter)
+    seen: dict[str, list[tuple[int, str, str]]] = field(default_factory=dict)  # events by job: number, kind, data
+    twice: set[str] = field(default_factory=set)  # jobs with two workers at one time
+    num_kills: Counter[str] = field(default_factory=Counter)
+
+
+class Fire:
+    """The servers, their clients, and who kills."""
+
+    def __init__(self, folder: Path, servers: list[Server], chance: random.Random) -> None:
+        self.folder, self.servers, self.chance = folder, servers, chance
+        self.history = History()
+        self._ending = threading.Event()  # no more is submitted or killed
+        self._over = threading.Event()  # nobody watches any more
+        self._threads: list[threading.Thread] = []
+
+    def begin(self, *work: Callable[[], None]) -> None:
+        for each in work:
+            self._threads.append(threading.Thread(target=each, daemon=True))
+            self._threads[-1].start()
+
+    def ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own
+        """Of any server, again until one answers with something else than that it is not well."""
+        chance = random.Random()  # noqa: S311 - of this thread
+        while True:
+            try:
+                answer = httpx.request(method, chance.choice(self.servers).url + path, timeout=30, **arguments)
+            except httpx.TransportError:
+                time.sleep(0.1)
+                continue
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                return answer
+            time.sleep(0.5)
+
+    # --- clients ---
+
+    def submit(self) -> None:
+        chance = random.Random(1)  # noqa: S311 - no secret
+        while not self._ending.wait(chance.uniform(0.5, 3.0)):
+            if len(self._unfinished()) >= MAX_UNFINISHED:
+                continue
+            number, key = chance.randrange(NUM_CONFIGS), uuid.uuid4().hex
+            answers = [self.ask("POST", "/train", json=CONFIG | {"seed": number}, headers={"Idempotency-Key": key})]
+            if chance.random() < 0.3:  # a client that does not know whether it was heard
+                answers.append(self.ask("POST", "/train", json=CONFIG | {"seed": number}, headers={"Idempotency-Key": key}))
+            for answer in answers:
+                if answer.status_code != httpx.codes.ACCEPTED:
+                    raise SystemExit(f"POST /train was answered {answer.status_code}: {answer.text}")
+                self.history.acknowledged[answer.json()["id"]] = number
+            assert len({answer.json()["id"] for answer in answers}) == 1, "one key, one job"
+            id = answers[0].json()["id"]
+            self.begin(lambda id=id: self.watch(id))
+            if chance.random() < 0.15:
+                time.sleep(chance.uniform(0, 5))
+                if self.ask("POST", f"/jobs/{id}/cancel").status_code == httpx.codes.ACCEPTED:
+                    self.history.cancelled.add(id)
+
+    def _unfinished(self) -> list[dict[str, Any]]:
+        answer = self.ask("GET", "/jobs", params={"limit": 100, "state": ["queued", "running", "paused"]})
+        return list(answer.json()["jobs"])
+
+    def watch(self, id: str) -> None:
+        """As a browser's EventSource does: connect again, and go on behind the last number."""
+        seen = self.history.seen.setdefault(id, [])
+        while not self._over.is_set():
+            try:
+                self._read_events(id, seen)
+            except httpx.TransportError:
+                time.sleep(0.2)
+            self._over.wait(0.3)
+
+    def _read_events(self, id: str, seen: list[tuple[int, str, str]]) -> None:
+        url = random.choice(self.servers).url  # noqa: S311 - no secret
+        headers = {"Last-Event-ID": str(seen[-1][0] if seen else 0)}
+        with httpx.stream("GET", f"{url}/jobs/{id}/events", headers=headers, timeout=httpx.Timeout(30, read=60)) as answer:
+            fields: dict[str, str] = {}
+            for line in answer.iter_lines():
+                if line:
+                    name, _, value = line.partition(": ")
+                    fields[name] = value
+                    continue
+                if "id" in fields:
+                    seen.append((int(fields["id"]), fields["event"], fields["data"]))
+                fields = {}
+
+    def look_for_doubles(self) -> None:
+        while not self._over.wait(0.1):
+            found = Counter(workers(self.folder).values())
+            self.history.twice |= {job for job, count in found.items() if count > 1}
+
+    # --- the fire ---
+
+    def kill(self, num_kills: int) -> None:
+        for number in range(num_kills):
+            time.sleep(self.chance.uniform(1.0, 8.0))
+            what = self.chance.choice(("server", "worker", "both"))
+            server = self.chance.choice(self.servers)
+            if what != "worker":
+                server.kill()
+            if what != "server":
+                self._kill_worker()
+            if what != "worker":
+                if self.chance.random() < 0.2:
+                    self._kill_recovering(server)
+                server.start()
+            self.history.num_kills[what] += 1
+            print(f"\r{number + 1} of {num_kills} kills, {len(self.history.acknowledged)} jobs", end="", file=sys.stderr, flush=True)
+        print(file=sys.stderr)
+
+    def _kill_recovering(self, server: Server) -> None:
+        """Start it, and kill it before it is ready, or soon after."""
+        server.launch()
+        time.sleep(self.chance.uniform(1.0, 4.0))
+        server.kill()
+        self.history.num_kills["recovering server"] += 1
+
+    def _kill_worker(self) -> None:
+        found = workers(self.folder)
+        if found:
+            try:
+                os.kill(self.chance.choice(list(found)), signal.SIGKILL)
+            except ProcessLookupError:
+                return
+
+    # --- the end ---
+
+    def settle(self) -> None:
+        """Let everything end; what is called a crash loop, because three kills came before a checkpoint, is tried again as a user would."""
+        self._ending.set()
+        until = time.monotonic() + SETTLE_SECONDS
+        while time.monotonic() < until:
+            failed = self.ask("GET", "/jobs", params={"limit": 100, "state": "failed"}).json()["jobs"]
+            for job in failed:
+                if "crash loop" in job["message"] and self.ask("POST", f"/jobs/{job['id']}/retry").status_code == httpx.codes.ACCEPTED:
+                    self.history.retried[job["id"]] += 1
+            if not failed and not self._unfinished():
+                break
+            time.sleep(0.5)
+        time.sleep(2.0)  # for the last events
+        self._over.set()
+
+
+def undisturbed(folder: Path) -> dict[int, dict[str, str]]:
+    """The weights of each config, by a run that nobody kills."""
+    folder.mkdir()
+    server = Server(folder, "quiet", None)
+    fire = Fire(folder, [server], random.Random(0))  # noqa: S311 - no secret
+    ids = {number: fire.ask("POST", "/train", json=CONFIG | {"seed": number}).json()["id"] for number in range(NUM_CONFIGS)}
+    while fire._unfinished():
+        time.sleep(0.5)
+    found = published(folder)
+    server.stop()
+    return {number: found[id][0][1] for number, id in ids.items()}
+
+
+def published(folder: Path) -> dict[str, list[tuple[int, dict[str, str]]]]:
+    """By job: the versions that it has published, with the hashes of their weights."""
+    found: dict[str, list[tuple[int, dict[str, str]]]] = {}
+    for number, path in versions.versions([folder / "models"], CONFIG["name"]).items():
+        manifest = Manifest.model_validate_json((path / versions.MANIFEST).read_bytes())
+        weights = {
+            f"{player}.{name}": tensor.numpy().tobytes().hex()
+            for player in ("generator", "discriminator")
+            for name, tensor in dict(published_weights(manifest, path, player)).items()
+        }
+        found.setdefault(manifest.run, []).append((number, weights))
+    return found
+
+
+def report(fire: Fire, wanted: dict[int, dict[str, str]], folder: Path) -> list[tuple[str, str, bool]]:
+    """What must hold: its name, the figure, and whether it does."""
+    history, jobs = fire.history, folder / "state" / "jobs"
+    states = {}
+    for id in history.acknowledged:
+        states[id] = runs.read_status(jobs / id).state if (jobs / id / runs.STATUS).exists() else "lost"
+    lost = [id for id, state in states.items() if state == "lost"]
+    unfinished = [id for id, state in states.items() if state not in FINISHED and state != "lost"]
+    unheard = [id for id in history.cancelled if states[id] not in ("cancelled", "succeeded")]
+    found = published(folder)
+    succeeded = [id for id, state in states.items() if state == "succeeded"]
+    twice = [id for id, made in found.items() if len(made) > 1]
+    unpublished = [id for id in succeeded if id not in found]
+    other = [id for id in succeeded if id in found and found[id][0][1] != wanted[history.acknowledged[id]]]
+    num_events, num_wrong = 0, 0
+    for id, seen in history.seen.items():
+        kept = [(number, event.event, json.dumps({"at": event.at, **event.data})) for number, event in events.Reader(jobs / id).read()]
+        num_events += len(kept)
+        told = [(number, kind, json.dumps(json.loads(data))) for number, kind, data in seen]
+        num_wrong += told != kept
+    more = len([path for path in jobs.iterdir() if (path / runs.STATUS).exists()]) - len(states)
+    succeeding = f"{len(succeeded)} succeeded, {sum(state == 'cancelled' for state in states.values())} cancelled"
+    ready = sorted(seconds for server in fire.servers for seconds in server.seconds_to_ready[1:])
+    p95 = ready[min(len(ready) - 1, round(0.95 * len(ready)))] if ready else 0.0
+    return [
+        ("kills", ", ".join(f"{count} {what}" for what, count in sorted(history.num_kills.items())), True),
+        ("jobs acknowledged", f"{len(states)} ({succeeding}; {sum(history.retried.values())} crash loops tried again)", True),
+        ("acknowledged jobs lost", str(len(lost)), not lost),
+        ("jobs that nobody was told of", str(more), True),
+        ("not at an end", str(len(unfinished)), not unfinished),
+        ("cancellations lost", f"{len(unheard)} of {len(history.cancelled)}", not unheard),
+        ("published twice", str(len(twice)), not twice),
+        ("succeeded and not published", str(len(unpublished)), not unpublished),
+        ("final weights equal", f"{len(succeeded) - len(other) - len(unpublished)} of {len(succeeded)}", not other),
+        ("jobs with two workers at a time", str(len(history.twice)), not history.twice),
+        ("watchers that missed or repeated an event", f"{num_wrong} of {len(history.seen)} ({num_events:,} events)", not num_wrong),
+        ("restart to ready, median and p95", f"{ready[len(ready) // 2] if ready else 0:.1f} s, {p95:.1f} s", True),
+    ]
+
+
+@contextmanager
+def database(kind: str) -> Iterator[str | None]:
+    if kind == "sqlite":
+        yield None
+        return
+    with postgresql() as url:
+        yield url
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="folder to work in, which stays")
+    given = parser.parse_args()
+    with ExitStack() as stack:
+        folder = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
+        folder.mkdir(exist_ok=True)
+        wanted = undisturbed(folder / "quiet")
+        url = stack.enter_context(database(given.database))
+        fired = folder / "fire"
+        fired.mkdir()
+        nodes = ("alone",) if url is None else ("one", "two")
+        servers = [Server(fired, node, url) for node in nodes]
+        for server in servers:
+            stack.callback(lambda server=server: server.process.poll() is None and server.kill())
+        fire = Fire(fired, servers, random.Random(given.seed))  # noqa: S311 - no secret
+        fire.begin(fire.submit, fire.look_for_doubles)
+        fire.kill(given.kills)
+        fire.settle()
+        rows = report(fire, wanted, fired)
+        slowest = max(server.stop() for server in servers)
+        rows.append(("orderly end", f"{slowest:.1f} s", slowest < 30))
+        command = [sys.executable, "-m", "ganserve", "fsck", "--state", str(fired / "state"), "--models", str(fired / "models")]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({"GANSERVE_DATABASE_URL": url} if url else {})
+        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        rows.append(("ganserve fsck", said.stdout.strip().splitlines()[-1] if said.stdout else said.stderr, said.returncode == 0))
+        if said.returncode:
+            print(said.stdout, file=sys.stderr)
+    print(f"| {given.database}, {len(nodes)} server{'s' if len(nodes) > 1 else ''} | | |\n|---|---|---|")
+    for name, figure, holds in rows:
+        print(f"| {name} | {figure} | {'' if holds else '**no**'} |")
+    sys.exit(0 if all(holds for _, _, holds in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()
