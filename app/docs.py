@@ -12,9 +12,12 @@ from app.errors import MEDIA_TYPE, ProblemDocument, is_protocol
 from app.protocol.documents import InferRequest, ProtocolError
 from app.schemas.inference import DiscriminateRequest, GenerateRequest, InterpolateRequest, Pictures, TransformRequest
 from app.schemas.models import AliasRequest
+from training.contract import TrainConfig
 from training.files import runs
 
 router = APIRouter(include_in_schema=False)
+BUILT_IN: str = TrainConfig.model_fields["dataset"].default
+QUERIES = {"name": "my-pictures"}  # what nobody has yet
 METHODS = ("get", "post", "put", "delete")
 
 
@@ -74,7 +77,7 @@ def _fill_examples(schema: dict[str, Any], app: FastAPI) -> None:
     service = app.state.service
     job = service.jobs.newest_id
     grids = runs.sample_images(service.settings.jobs / job) if job else []
-    values: dict[str, str | None] = {"id": job, "images": str(grids[-1] if grids else 0)}
+    values: dict[str, str | None] = {"id": job, "images": str(grids[-1] if grids else 0), "dataset": BUILT_IN}
     for name in service.store.names[:1]:
         manifest = service.store.manifest(name)
         values |= {"name": name, "version": str(manifest.version), "file": manifest.samples.file, "alias": "best"}
@@ -82,6 +85,8 @@ def _fill_examples(schema: dict[str, Any], app: FastAPI) -> None:
         for parameter in operation.get("parameters", []):
             if parameter["in"] == "path" and values.get(parameter["name"]) is not None:
                 parameter["example"] = values[parameter["name"]]
+            elif parameter["in"] == "query" and parameter["required"]:
+                parameter["example"] = QUERIES[parameter["name"]]
     sampling = examples.sampling(service.store)
     found = {
         GenerateRequest: sampling,

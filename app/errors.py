@@ -7,7 +7,8 @@
     |-- NotFound              404
     |   |-- UnknownModel           names the known ones
     |   |-- UnknownVersion         names the versions and aliases
-    |   `-- UnknownJob
+    |   |-- UnknownJob
+    |   `-- UnknownDataset         names the known ones
     |-- MethodNotAllowed      405
     |-- NotAcceptable         406  no form that the client accepts
     |-- SlowBody              408  the body did not arrive in time
@@ -17,11 +18,15 @@
     |-- UnsupportedMediaType  415
     |-- Misdirected           421  a Host that this server does not answer to
     |-- Invalid               422  read, and not allowed: `errors` points at each field
-    |   `-- ImageInvalid           the bytes are no picture
+    |   |-- ImageInvalid           the bytes are no picture
+    |   `-- ArchiveInvalid         the bytes are no ZIP archive
     |-- ClientLeft            499  it closed the connection; nobody reads this answer
     |-- NotServed             501  this process cannot do it (no trainer installed)
     |-- Overloaded            503  full; `Retry-After` says when to come back
-    `-- DeadlineExceeded      504  the answer was not ready in time; what was not done of it will not be
+    |-- IndexUnavailable      503  the database of the jobs is away; models answer
+    |   `-- IndexDamaged
+    |-- DeadlineExceeded      504  the answer was not ready in time; what was not done of it will not be
+    `-- InsufficientStorage   507  the disk has no room for what is sent
 
 Every message says what was given, what is allowed and what to do. Anything that is no Problem is our own mistake: 500.
 Under /v2 the statuses and messages are the same, in the form that the Open Inference Protocol has for them: `{"error": message}`.
@@ -104,6 +109,10 @@ class UnknownJob(NotFound):
     kind, title = "unknown-job", "Unknown job"
 
 
+class UnknownDataset(NotFound):
+    kind, title = "unknown-dataset", "Unknown data set"
+
+
 class MethodNotAllowed(Problem):
     status, kind, title = 405, "method-not-allowed", "Method not allowed"
 
@@ -144,6 +153,10 @@ class ImageInvalid(Invalid):
     kind, title = "image-invalid", "Not a picture"
 
 
+class ArchiveInvalid(Invalid):
+    kind, title = "archive-invalid", "Not an archive"
+
+
 class ClientLeft(Problem):
     status, kind, title = 499, "client-left", "The client has left"
 
@@ -156,8 +169,20 @@ class Overloaded(Problem):
     status, kind, title = 503, "overloaded", "The server is full"
 
 
+class IndexUnavailable(Problem):
+    status, kind, title = 503, "index-unavailable", "The index of jobs does not answer"
+
+
+class IndexDamaged(IndexUnavailable):
+    kind, title = "index-damaged", "The index of jobs is damaged"
+
+
 class DeadlineExceeded(Problem):
     status, kind, title = 504, "deadline-exceeded", "Not ready in time"
+
+
+class InsufficientStorage(Problem):
+    status, kind, title = 507, "insufficient-storage", "No room on the disk"
 
 
 def show(value: object, limit: int = 80) -> str:

@@ -4,20 +4,14 @@ The jobs' directories are the truth (training.files.runs): what stands here is f
 is one transaction, and blocks.
 """
 
-import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-import alembic.command
-import alembic.config
 from sqlalchemy import (
     BigInteger,
     Column,
     ColumnElement,
-    Connection,
     Float,
     Integer,
     MetaData,
@@ -26,30 +20,20 @@ from sqlalchemy import (
     Table,
     Update,
     and_,
-    create_engine,
     delete,
-    event,
     func,
     insert,
-    literal_column,
     or_,
     select,
-    text,
     update,
 )
 from sqlalchemy import Index as TableIndex
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, OperationalError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.exc import IntegrityError
 
-from app.errors import Overloaded
-from app.settings import SettingsError
+from app.database import Database
 from training.contract import JobState
 
 LOCAL = "local"  # the node of a SQLite index, which one server has to itself, whatever its host is called
-BUSY_SECONDS = 5.0
-RETRY_SECONDS = 5
-_MIGRATIONS = Path(__file__).parent / "migrations"
 
 metadata = MetaData()
 _jobs = Table(
@@ -68,12 +52,6 @@ _jobs = Table(
     Column("lease_until", Float),
     TableIndex("jobs_queue", "state", "priority", "place"),
 )
-
-
-class IndexUnavailable(Overloaded):
-    """The database does not answer, or is damaged."""
-
-    is_damage = False
 
 
 @dataclass(frozen=True)
@@ -136,52 +114,24 @@ class Index:
         Raises:
             SettingsError: no URL of such a database, or its driver is not installed.
         """
-        self._url = _url(url)
-        self.is_shared = self._url.get_backend_name() != "sqlite"
+        self._database = Database(url)
+        self.is_shared = self._database.is_shared
         self.node = node if self.is_shared else LOCAL
-        arguments = {} if self.is_shared else {"connect_args": {"timeout": BUSY_SECONDS}}
-        try:
-            self._engine = create_engine(self._url, pool_pre_ping=self.is_shared, **arguments)
-        except ImportError as error:
-            raise SettingsError(f"{self} wants the package {error.name}: install ganserve[postgresql]") from error
-        if self.is_shared:
-            self._now: ColumnElement[float] = literal_column("extract(epoch from clock_timestamp())", Float)
-        else:
-            self._now = literal_column("(julianday('now') - 2440587.5) * 86400.0", Float)
-            event.listen(self._engine, "connect", _set_up_sqlite)
-            event.listen(self._engine, "begin", _begin_immediate)
+        self._reading, self._writing, self._now = self._database.reading, self._database.writing, self._database.now
 
     def __str__(self) -> str:
-        return self._url.render_as_string(hide_password=True)
+        return str(self._database)
 
     def open(self) -> None:
-        """Bring the tables up to date.
-
-        Raises:
-            IndexUnavailable: the database cannot be reached, or is damaged.
-        """
-        with self._answering(), self._engine.connect() as connection:
-            if not self.is_shared and (found := connection.execute(text("PRAGMA quick_check")).scalar()) != "ok":
-                raise _damaged(str(found))
-            connection.rollback()
-            config = alembic.config.Config()
-            config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-            config.attributes["connection"] = connection
-            alembic.command.upgrade(config, "head")
-            connection.commit()
+        """Bring the tables up to date; raises IndexUnavailable."""
+        self._database.open()
 
     def close(self) -> None:
-        self._engine.dispose()
+        self._database.close()
 
     def put_aside(self) -> Path:
         """Give the file of a SQLite database, and what belongs to it, another name; where it lies then."""
-        self.close()
-        file = Path(self._url.database or "")
-        aside = file.with_name(f"{file.name}.damaged-{datetime.now(UTC):%Y%m%d-%H%M%S-%f}")
-        for suffix in ("-wal", "-shm", ""):
-            if (path := file.with_name(file.name + suffix)).exists():
-                path.rename(aside.with_name(aside.name + suffix))
-        return aside
+        return self._database.put_aside()
 
     # --- finding ---
 
@@ -218,6 +168,15 @@ class Index:
         with self._reading() as connection:
             places = {id: place for place, id in enumerate(connection.execute(queue).scalars(), start=1)}
         return {id: places[id] for id in ids if id in places}
+
+    def datasets_in_use(self) -> dict[str, list[str]]:
+        """The jobs that are not at an end, by the data set of each."""
+        wanted = _jobs.c.state.in_(("queued", "running", "paused"))
+        found: dict[str, list[str]] = {}
+        with self._reading() as connection:
+            for row in connection.execute(select(_jobs.c.id, _jobs.c.dataset).where(wanted).order_by(_jobs.c.id)):
+                found.setdefault(row.dataset, []).append(row.id)
+        return found
 
     def next_place(self) -> int:
         """Behind all who are or were in the queue."""
@@ -309,53 +268,6 @@ class Index:
     def _claimed(self, claim: Claim) -> Update:
         return update(_jobs).where(_jobs.c.id == claim.id, _jobs.c.attempt == claim.attempt, _jobs.c.node == self.node)
 
-    # --- the database ---
-
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with self._answering(), self._engine.connect() as connection:
-            yield connection.execution_options(reading=True)
-
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with self._answering(), self._engine.begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        try:
-            yield
-        except IntegrityError:
-            raise
-        except OperationalError as error:
-            reason = str(error.orig).splitlines()[0]
-            raise IndexUnavailable(
-                f"the index of jobs does not answer: {reason}; ask again in a while", headers={"Retry-After": str(RETRY_SECONDS)}
-            ) from error
-        except DatabaseError as error:
-            raise _damaged(str(error.orig)) from error
-
-
-def _url(given: str) -> URL:
-    try:
-        url = make_url(given)
-    except ArgumentError as error:
-        raise SettingsError(f"the database {given!r} is no URL: give postgresql://USER:PASSWORD@HOST/NAME, or leave it out") from error
-    if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
-    if url.drivername not in ("sqlite", "postgresql+psycopg"):
-        raise SettingsError(f"a database of {url.drivername} is not supported: give postgresql://..., or leave it out for SQLite")
-    return url
-
-
-def _damaged(reason: str) -> IndexUnavailable:
-    problem = IndexUnavailable(
-        f"the index of jobs is damaged: {reason.splitlines()[0]}; it is made anew when the server starts, or by `ganserve rebuild-index`",
-        headers={"Retry-After": str(RETRY_SECONDS)},
-    )
-    problem.is_damage = True
-    return problem
-
 
 _ORDER = (_jobs.c.priority.desc(), _jobs.c.place, _jobs.c.id)
 
@@ -378,14 +290,3 @@ def _entry(row: Row[tuple[object, ...]]) -> Entry:
         key=row.request_key,
         attempt=row.attempt,
     )
-
-
-def _set_up_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # transactions begin where they are told to
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")  # what is committed outlives a power cut
-
-
-def _begin_immediate(connection: Connection) -> None:
-    """Who means to write takes the lock at once: a reader cannot become a writer while another one is."""
-    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reading") else "BEGIN IMMEDIATE")

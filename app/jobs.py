@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from app.errors import Conflict, FieldError, Invalid, NotServed, UnknownJob, show
-from app.index import ALL, Entry, Filter, Index, IndexUnavailable
+from app.errors import Conflict, FieldError, IndexDamaged, IndexUnavailable, Invalid, NotServed, UnknownJob, show
+from app.index import ALL, Entry, Filter, Index
 from app.reconciliation import asked, entry_of, reconcile
 from app.schemas.training import Job, JobProgress, Jobs
 from app.supervisor import Supervisor, park, when
@@ -46,7 +46,8 @@ class JobService:
         """
         self._folder, self._index, self._worker = folder, index, worker
         self._supervisor = Supervisor(folder, index, worker, devices, on_published)
-        self._opening, self._changing = asyncio.Lock(), asyncio.Lock()
+        self._opening = asyncio.Lock()
+        self.changing = asyncio.Lock()  # held while a job comes, goes or changes
         self._is_open = False
         self.newest_id: str | None = None  # that this server knows of
 
@@ -61,7 +62,7 @@ class JobService:
         try:
             await self._ready()
         except IndexUnavailable as error:
-            if self._index.is_shared or not error.is_damage:
+            if self._index.is_shared or not isinstance(error, IndexDamaged):
                 raise
             aside = await asyncio.to_thread(self._index.put_aside)
             _log.warning("%s; the damaged one lies in %s", error, aside)
@@ -109,7 +110,7 @@ class JobService:
             IndexUnavailable: the database does not answer.
         """
         await self._ready()
-        async with self._changing:  # of two requests with one key, the second finds the first one's job
+        async with self.changing:  # of two requests with one key, the second finds the first one's job
             id = None if key is None else await asyncio.to_thread(self._made_by, key, config)
             if id is None:
                 id = await asyncio.to_thread(self._create, config, key, priority)
@@ -157,6 +158,11 @@ class JobService:
             with suppress(UnknownJob):  # damaged, or removed at this moment
                 jobs.append(self._read(id))
         return Jobs(jobs=jobs, next=ids[limit - 1] if len(ids) > limit else None)
+
+    async def datasets_in_use(self) -> dict[str, list[str]]:
+        """The jobs that are not at an end, by the data set of each."""
+        await self._ready()
+        return await asyncio.to_thread(self._index.datasets_in_use)
 
     async def cancel(self, id: str) -> Job:
         """Leave the wish to end; a queued or paused job ends at once, a running one at its worker's next beat.
@@ -217,7 +223,7 @@ class JobService:
             Conflict: it is queued or running.
         """
         among: tuple[JobState, ...] = ("paused", *_ENDED)
-        async with self._changing:
+        async with self.changing:
             await self._expect(id, "removed", among)
             if not await asyncio.to_thread(self._index.remove, id, among):
                 raise Conflict(f"job {id} is in the queue again")
@@ -226,7 +232,7 @@ class JobService:
 
     async def _change(self, id: str, done: str, among: tuple[JobState, ...], change: Callable[[Path], None]) -> Job:
         """Raises UnknownJob; Conflict, where what is to be done goes with other states than the job's."""
-        async with self._changing:
+        async with self.changing:
             await self._expect(id, done, among)
             await asyncio.to_thread(change, self._folder / id)
             self._supervisor.wake()

@@ -12,7 +12,7 @@ from app import docs, errors
 from app.guard import Guard
 from app.metrics import Metrics
 from app.reception import Reception
-from app.routes import inference, models, operations, protocol, training, watching
+from app.routes import datasets, inference, models, operations, protocol, training, watching
 from app.service import running
 from app.settings import Settings
 
@@ -24,7 +24,16 @@ Mistakes are answered as `application/problem+json` (RFC 9457).
 
 
 _INFERENCE = (inference.router, protocol.inference_router)
-_OTHERS = (models.router, training.router, watching.router, watching.streams, operations.router, protocol.router, docs.router)
+_OTHERS = (
+    models.router,
+    datasets.router,
+    training.router,
+    watching.router,
+    watching.streams,
+    operations.router,
+    protocol.router,
+    docs.router,
+)
 # last words of their paths
 _WANTING_IMAGES = frozenset(
     route.path.rpartition("/")[2] for router in _INFERENCE for route in router.routes if isinstance(route, APIRoute)
@@ -52,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     app.add_middleware(Guard, settings=settings)
     app.add_middleware(
-        Reception, settings=settings, metrics=metrics, wanting_images=_WANTING_IMAGES
+        Reception, settings=settings, metrics=metrics, wanting_images=_WANTING_IMAGES, streamed=frozenset({datasets.UPLOAD})
     )  # around the guard: what it refuses is counted too
     for router in (*_INFERENCE, *_OTHERS):
         app.include_router(router)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Container
 
@@ -17,20 +18,25 @@ from app.service import Service
 from app.settings import Settings
 from app.visits import Visit, deadline, visiting
 
+STREAM_BYTES_PER_SECOND = 16_384  # a stream that is slower holds its place for nothing
 _log = logging.getLogger(__name__)
 
 
 class Reception:
     """ASGI middleware, outside of all others. A body is let in while there is room for its bytes: before a byte of it is read where it has
-    a stated length, else as they come."""
+    a stated length, else as they come. One that goes to the disk as it comes takes no room, and may take its time."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, wanting_images: Container[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, metrics: Metrics, wanting_images: Container[str], streamed: Container[str] = ()
+    ) -> None:
         """
         Args:
+            streamed: paths whose bodies go to the disk.
             wanting_images: last words of the paths that do: where too many wait already, a refusal must cost next to nothing.
         """
         self._app = app
         self._settings = settings
+        self._streamed = streamed
         self._wanting_images = wanting_images
         self._metrics = metrics
         self._bodies = Room("bodies", "bytes of requests are being worked on", settings.queue_megabytes * 10**6)
@@ -49,17 +55,18 @@ class Reception:
                         _service(scope).batcher.refuse_while_full()  # before all else: under twice the load it is said to every second one
                     headers = Headers(scope=scope)
                     visit.deadline_seconds, visit.preference = deadline(headers.getlist("prefer"), self._settings.deadline_seconds)
-                    stated = _num_bytes(headers)
+                    is_streamed = scope["path"] in self._streamed
+                    stated = 0 if is_streamed else _num_bytes(headers)
                     with self._bodies.holding(stated or 0) as hold:
                         coming = _counted(receive, hold) if stated is None else receive
-                        await self._app(scope, self._in_time(visit, coming), telling)
+                        await self._app(scope, self._in_time(visit, coming, STREAM_BYTES_PER_SECOND if is_streamed else math.inf), telling)
                 except Overloaded as problem:  # refused at the door; all other problems are answered inside
                     await problem_response(problem, scope["path"])(scope, receive, telling)
         finally:
             self._tell(visit, scope)
 
-    def _in_time(self, visit: Visit, receive: Receive) -> Receive:
-        """A body that comes too slowly holds its room no longer than an answer may take."""
+    def _in_time(self, visit: Visit, receive: Receive, bytes_per_second: float) -> Receive:
+        """A body that comes too slowly holds its room no longer than an answer may take, and than so many bytes may."""
         limit = self._settings.deadline_seconds
         until = None if limit is None else asyncio.get_running_loop().time() + limit
 
@@ -72,9 +79,10 @@ class Reception:
                     message = await receive()
             except TimeoutError:
                 visit.refused = "slow-body"
-                raise HTTPException(408, f"the body was not here within {limit:g} s; send less, or over a faster connection") from None
-            if not message.get("more_body"):
-                until = None
+                rate = "" if math.isinf(bytes_per_second) else f" and at {bytes_per_second:,} bytes/s"
+                detail = f"the body was not here within {limit:g} s{rate}; send less, or over a faster connection"
+                raise HTTPException(408, detail) from None
+            until = until + len(message.get("body", b"")) / bytes_per_second if message.get("more_body") else None
             return message
 
         return receive_in_time

@@ -1,4 +1,4 @@
-"""What one server holds while it runs: the models, the thread that runs them, the pool that encodes, and the jobs."""
+"""What one server holds while it runs: the models, the thread that runs them, the pool that encodes, the jobs and the data sets."""
 
 import asyncio
 import logging
@@ -13,7 +13,9 @@ from fastapi import Depends, Request
 
 from app import backends, choices, visits
 from app.batcher import Batcher
-from app.index import Index, IndexUnavailable
+from app.datasets import DatasetService
+from app.errors import IndexUnavailable
+from app.index import Index
 from app.jobs import JobService
 from app.metrics import Metrics
 from app.pools import Pool
@@ -43,6 +45,7 @@ class Service:
     store: Store
     batcher: Batcher
     jobs: JobService
+    datasets: DatasetService
     pool: Pool
     decoders: Pool
     administration: Room
@@ -69,6 +72,7 @@ class Service:
     def check_alive(self) -> None:
         """Raise what ended the work behind the routes, if anything has."""
         self.jobs.check_alive()
+        self.datasets.check_alive()
         if self.watcher.done():
             self.watcher.result()
 
@@ -199,12 +203,17 @@ async def running(settings: Settings, metrics: Metrics) -> AsyncIterator[Service
         worker = _worker_settings(settings, device, len(devices))
         jobs = JobService(settings.jobs, Index(settings.index_url, settings.node), worker, store.refresh, devices)
         stack.push_async_callback(jobs.close)
+        datasets = DatasetService(settings.datasets, settings.imports, jobs)
+        stack.push_async_callback(datasets.close)
         await store.look()
         if settings.run_jobs:
             await jobs.start()
+            await datasets.start()
         watcher = asyncio.create_task(_watch(store))
         stack.push_async_callback(_end, watcher)
-        yield Service(settings, device, store, batcher, jobs, pool, decoders, administration, watchers, asyncio.Event(), metrics, watcher)
+        yield Service(
+            settings, device, store, batcher, jobs, datasets, pool, decoders, administration, watchers, asyncio.Event(), metrics, watcher
+        )
 
 
 async def _watch(store: Store) -> None:

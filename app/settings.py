@@ -101,6 +101,11 @@ class Settings:
         return self.state / "weights"
 
     @property
+    def imports(self) -> Path:
+        """Archives that were sent, until they are data sets."""
+        return self.state / "imports"
+
+    @property
     def jobs(self) -> Path:
         return self.state / "jobs"
 

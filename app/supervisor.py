@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from app.index import Claim, Index, IndexUnavailable
+from app.errors import IndexUnavailable
+from app.index import Claim, Index
 from app.workers import WorkerError, WorkerSettings
 from training.contract import FINISHED, JobState, JobStatus, now
 from training.files import events, locks, runs

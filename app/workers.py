@@ -3,10 +3,11 @@
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.files import runs
+from training.files import imports, runs
 from training.files.machine import num_training_threads
 
 
@@ -46,16 +47,26 @@ class WorkerSettings:
             command += ["--memory-megabytes", str(self.memory_megabytes)]
         if self.device_memory_share is not None:
             command += ["--device-memory-share", str(self.device_memory_share)]
-        with (folder / runs.LOG).open("ab") as log:
-            # a session of its own: a Ctrl-C in the server's terminal is the server's, which asks for a checkpoint
-            try:
-                return await asyncio.create_subprocess_exec(
-                    *command,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    env=os.environ | {"OMP_NUM_THREADS": str(self.threads)},
-                )
-            except OSError as error:
-                raise WorkerError(error.strerror) from error
+        return await _spawn(command, folder / runs.LOG, self.threads)
+
+
+async def start_import(folder: Path, datasets: Path) -> asyncio.subprocess.Process:
+    """A worker for the directory of an import, behind all else on one thread; raises as `WorkerSettings.start` does."""
+    command = [sys.executable, "-m", "training.dataset_worker", str(folder.resolve()), "--datasets", str(datasets.resolve())]
+    return await _spawn([*command, "--nice", str(WorkerSettings.niceness)], folder / imports.LOG, 1)
+
+
+async def _spawn(command: Sequence[str], log: Path, threads: int) -> asyncio.subprocess.Process:
+    with log.open("ab") as said:
+        # a session of its own: a Ctrl-C in the server's terminal is the server's, which asks for a checkpoint
+        try:
+            return await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            )
+        except OSError as error:
+            raise WorkerError(error.strerror) from error

@@ -1,19 +1,24 @@
-"""`ganserve datasets`: add, list and show sets of images. Only here are data sets downloaded."""
+"""`ganserve datasets`: add, list, show and remove sets of images. Only here are data sets downloaded."""
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import quote
 
 import cyclopts
+import httpx
+
+from ganserve.connection import Connection, check
 
 if TYPE_CHECKING:
     from training.contract import DatasetCard
     from training.dataset_folders import Pictures
-    from training.datasets import Dataset, Progress
+    from training.datasets import Progress
 
-datasets_app = cyclopts.App(name="datasets", help="Add, list and show the sets of images that models are trained on.")
+datasets_app = cyclopts.App(name="datasets", help="Add, list, show and remove the sets of images that models are trained on.")
 
 Split = Literal["train", "test", "all"]
 State = Annotated[
@@ -27,8 +32,15 @@ _SHOWN = 5  # left-out files that are named; the card names all
 
 @datasets_app.command
 def add(
-    name: Annotated[str, cyclopts.Parameter(help="mnist, fashion-mnist, cifar10 or celeba; with PATH, the name of your own set.")],
-    path: Annotated[Path | None, cyclopts.Parameter(help="A folder of pictures of any size; two or more sub-folders are classes.")] = None,
+    name: Annotated[
+        str, cyclopts.Parameter(help="mnist, fashion-mnist, cifar10 or celeba; with PATH, the name of your own set, else PATH itself.")
+    ],
+    path: Annotated[
+        Path | None,
+        cyclopts.Parameter(
+            help="A folder of pictures of any size, or a ZIP archive of one; two or more sub-folders are classes, source and target pairs."
+        ),
+    ] = None,
     /,
     *,
     data_dir: Annotated[Path | None, cyclopts.Parameter(help="Folder with the published files at hand; else they are downloaded.")] = None,
@@ -50,9 +62,10 @@ def add(
     licence: Annotated[str | None, cyclopts.Parameter(help="Licence of a folder's pictures, kept on the card.")] = None,
     state: State = DEFAULT_STATE,
 ) -> None:
-    """Register a published set, or a folder of pictures. A set never changes afterwards."""
+    """Register a published set, or a folder or ZIP archive of pictures. A set never changes afterwards."""
     from training import datasets
 
+    name, path = _with_path(name, path)
     if path is None:
         _refuse(
             {"--channels": channels, "--licence": licence, "--tiles": tiles, "--pairs": pairs, "--swap": swap}
@@ -68,7 +81,7 @@ def add(
         datasets.check_free(target, state / "datasets")
         _refuse_published(name, path)
         pictures = _folder(path, size, channels, licence, tiles=tiles, pairs=pairs, swap=swap, source_channels=source_channels)
-    for note in pictures.notes:
+    for note in pictures.about.notes:
         print(note, file=sys.stderr)
     with _progress(pictures.num_files) as progress:
         card = datasets.write(target, state / "datasets", pictures.about, pictures.batches, progress)
@@ -104,13 +117,63 @@ def show(
     card = datasets.card(name, state / "datasets")
     print(_line(card))
     print(f"source    {card.source}\nlicence   {card.licence}\ncontent   sha256 {card.content_sha256}\nadded     {card.created_at}")
-    if card.class_names:
-        print(f"classes   {', '.join(card.class_names)}")
+    for word, told in _figures(card):
+        print(f"{word:<10}{told}")
     for sentence in card.skipped:
         print(f"left out  {sentence}")
+    if card.num_skipped is not None:
+        print(f"left out  {card.num_skipped - len(card.skipped):,} more files")
     if sheet:
-        _write_sheet(datasets.load(name, state / "datasets"), sheet)
+        _write_sheet(name, state, sheet, 64, None)
         print(f"sheet     {sheet}")
+
+
+@datasets_app.command
+def sheet(
+    name: Annotated[str, cyclopts.Parameter(help="A registered or built-in set.")],
+    /,
+    *,
+    output: Annotated[Path | None, cyclopts.Parameter(name=["--output", "-o"], help="`<name>.png` when left out.")] = None,
+    num_images: Annotated[int, cyclopts.Parameter(help="At most so many, 1 to 256, spread evenly over the set.")] = 64,
+    label: Annotated[str | None, cyclopts.Parameter(help="Of one class alone.")] = None,
+    state: State = DEFAULT_STATE,
+) -> None:
+    """Write a PNG of some of a set's images: a new row for each class where there are classes, sources on the left of their images."""
+    from training.dataset_sheets import MAX_IMAGES
+    from training.datasets import DatasetError
+
+    if not 1 <= num_images <= MAX_IMAGES:
+        raise DatasetError(f"--num-images {num_images} is not allowed: give 1 to {MAX_IMAGES}")
+    output = output or Path(f"{name}.png")
+    _write_sheet(name, state, output, num_images, label)
+    print(output)
+
+
+@datasets_app.command
+def remove(name: Annotated[str, cyclopts.Parameter(help="A registered set.")], /, *, connection: Connection = Connection()) -> None:
+    """Take a set from the disk, for good, unless a job uses it. Models that were trained on it stay."""
+
+    async def question(client: httpx.AsyncClient) -> httpx.Response:
+        return check(await client.delete(f"/datasets/{quote(name, safe='')}"))
+
+    connection.ask(question)
+    print(f"removed {name}")
+
+
+def _with_path(name: str, path: Path | None) -> tuple[str, Path | None]:
+    """A path alone names its set by its last part."""
+    from training.contract import is_name
+    from training.dataset_sources import SOURCES
+    from training.datasets import DatasetError
+
+    alone = Path(name)
+    if path is not None or name in SOURCES or not (alone.is_dir() or alone.is_file()):
+        return name, path
+    stem = alone.resolve().name if alone.is_dir() else alone.stem
+    made = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("._-")[:63].rstrip("._-")
+    if not is_name(made):
+        raise DatasetError(f"{name} tells no name for its set: give one before it")
+    return made, alone
 
 
 def _refuse(flags: Mapping[str, object], what: str) -> None:
@@ -150,15 +213,22 @@ def _folder(
     swap: bool,
     source_channels: int | None,
 ) -> "Pictures":
-    from training.dataset_folders import pictures_in
-    from training.dataset_pairs import pairs_in
+    from training.dataset_kinds import read_as
 
     size, licence = 64 if size is None else size, licence or "not stated"
     if not pairs:
         _refuse({"--swap": swap, "--source-channels": source_channels}, "pairs; give --pairs too, or leave it out")
-        return pictures_in(path, size=size, channels=channels, tiles=tiles, licence=licence)
-    _refuse({"--tiles": tiles}, "pictures without sources, since a super-resolution model makes its own; leave it or --pairs out")
-    return pairs_in(path, size=size, channels=channels, source_channels=source_channels, swap=swap, licence=licence)
+    else:
+        _refuse({"--tiles": tiles}, "pictures without sources, since a super-resolution model makes its own; leave it or --pairs out")
+    return read_as(
+        path,
+        "pairs" if pairs else "tiles" if tiles else "auto",
+        size=size,
+        channels=channels,
+        source_channels=source_channels,
+        swap=swap,
+        licence=licence,
+    )
 
 
 @contextmanager
@@ -197,33 +267,37 @@ def _line(card: "DatasetCard") -> str:
     return f"{card.name}: {card.num_images:,} images of {channels} x {height} x {width}{classes}{groups}{sources}"
 
 
+def _figures(card: "DatasetCard") -> Iterator[tuple[str, str]]:
+    if card.class_names:
+        counts = [""] * len(card.class_names) if card.class_counts is None else [f" {count:,}" for count in card.class_counts]
+        yield "classes", ", ".join(name + count for name, count in zip(card.class_names, counts, strict=True))
+    if card.num_captions is not None:
+        yield "captions", f"{card.num_captions:,}"
+    if card.num_duplicates:
+        yield "copies", f"{card.num_duplicates:,} of the images equal an earlier one"
+    if sizes := card.original_sizes:
+        smallest, median, largest = (f"{width} x {height}" for width, height in (sizes.smallest, sizes.median, sizes.largest))
+        yield "pictures", f"of {smallest} to {largest} pixels, the median {median}" if smallest != largest else f"of {smallest} pixels"
+    for note in card.notes:
+        yield "note", note
+
+
 def _tell_skipped(card: "DatasetCard") -> None:
     if not card.skipped:
         return
-    print(f"left out {len(card.skipped):,} files; `ganserve datasets show {card.name}` names them:", file=sys.stderr)
+    num = card.num_skipped or len(card.skipped)
+    print(f"left out {num:,} files; `ganserve datasets show {card.name}` names them:", file=sys.stderr)
     for sentence in card.skipped[:_SHOWN]:
         print(f"  {sentence}", file=sys.stderr)
 
 
-def _write_sheet(dataset: "Dataset", path: Path) -> None:
-    """Up to 64 images, spread evenly over the set, 8 in a row, each with its source on its left where there is one."""
-    import numpy as np
+def _write_sheet(name: str, state: Path, path: Path, num_images: int, label: str | None) -> None:
     from PIL import Image
 
-    from training.datasets import DatasetError
+    from training import dataset_sheets, datasets
 
-    chosen = np.linspace(0, dataset.card.num_images - 1, min(64, dataset.card.num_images)).astype(int)
-    tiles = dataset.images[chosen].transpose(0, 2, 3, 1)  # (n, H, W, C)
-    if dataset.sources is not None:
-        sources = dataset.sources[chosen].transpose(0, 2, 3, 1)
-        colour = (*tiles.shape[:3], max(tiles.shape[3], sources.shape[3]))
-        tiles = np.concatenate([np.broadcast_to(sources, colour), np.broadcast_to(tiles, colour)], axis=2)
-    _, height, width, channels = tiles.shape
-    sheet = np.full((-(-len(tiles) // 8) * height, 8 * width, channels), 255, np.uint8)
-    for index, tile in enumerate(tiles):
-        row, column = divmod(index, 8)
-        sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = tile
+    pixels = dataset_sheets.sheet(datasets.load(name, state / "datasets"), num_images, label)
     try:
-        Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(path, format="PNG")
+        Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(path, format="PNG")
     except OSError as error:
-        raise DatasetError(f"the sheet cannot be written to {path}: {error.strerror}") from error
+        raise datasets.DatasetError(f"the sheet cannot be written to {path}: {error.strerror}") from error

@@ -41,7 +41,8 @@ def fsck(*, models: Repositories = (), state: State = None) -> int:
 
 def rebuild_index(*, state: State = None) -> None:
     """Make the index of jobs anew of the jobs' directories, while no server works on them."""
-    from app.index import Index, IndexUnavailable
+    from app.errors import IndexDamaged, IndexUnavailable
+    from app.index import Index
     from app.reconciliation import rebuild
     from training.files.locks import hold
 
@@ -53,7 +54,7 @@ def rebuild_index(*, state: State = None) -> None:
         try:
             index.open()
         except IndexUnavailable as error:
-            if index.is_shared or not error.is_damage:
+            if index.is_shared or not isinstance(error, IndexDamaged):
                 raise UserError(str(error)) from error
             print(f"the damaged index lies in {index.put_aside()}", file=sys.stderr)
             index.open()
@@ -126,7 +127,8 @@ def _runs(found: "Settings") -> Iterator[Finding]:
 
 
 def _index(found: "Settings") -> Iterator[Finding]:
-    from app.index import Index, IndexUnavailable
+    from app.errors import IndexUnavailable
+    from app.index import Index
     from app.reconciliation import differences
     from training.files.locks import is_held
 

@@ -51,8 +51,14 @@ IMPORTS = (
     ("app.server", "app.*", "uvicorn"),
     ("app.routes.*", "app.* !app.main !app.engine !app.batcher !app.routes.* training.contract", "fastapi pydantic starlette"),
     ("app.jobs", "app.* !app.main !app.routes.* training.contract training.catalog training.files.*", "pydantic"),
-    ("app.index", "app.errors app.settings training.contract", "sqlalchemy alembic"),
+    ("app.database", "app.errors app.settings", "sqlalchemy alembic"),
+    ("app.index", "app.database training.contract", "sqlalchemy"),
     ("app.migrations.*", "app.index", "sqlalchemy alembic"),
+    (
+        "app.datasets",
+        "app.* !app.main !app.routes.* training.contract training.datasets training.dataset_sheets training.files.*",
+        "starlette",
+    ),
     ("app.trainable", "app.errors app.schemas.* training.catalog", ""),
     ("app.watching", "app.encoders app.errors app.schemas.* training.files.*", "PIL numpy"),
     *(
@@ -83,8 +89,8 @@ IMPORTS = (
     ("app.*", "app.* !app.main !app.routes.* training.contract training.files.*", "fastapi starlette pydantic pydantic_core"),
     (
         "ganserve.*",
-        "ganserve.* app.main app.server app.service app.settings app.choices app.tuning app.index app.reconciliation app.repository"
-        " training.*",
+        "ganserve.* app.main app.server app.service app.settings app.choices app.tuning app.database app.errors app.index"
+        " app.reconciliation app.repository training.*",
         "cyclopts httpx rich pydantic torch numpy PIL",
     ),
 )

@@ -107,10 +107,22 @@ class ModuleSpec(Document):
 # --- data ---------------------------------------------------------------------------------------------------------------------
 
 
+PictureSize = Annotated[tuple[int, int], Field(strict=False)]  # width, height
+
+
+class OriginalSizes(Document):
+    """Of the pictures that became images of one shape, by their number of pixels."""
+
+    smallest: PictureSize
+    median: PictureSize
+    largest: PictureSize
+
+
 class DatasetCard(Document):
     """What is known of a set of images. `content_sha256` is over all that is in it, so it names the content wherever it lies.
 
-    A paired set has a source image for every image. Images of one group (tiles of one photograph) are held out together.
+    A paired set has a source image for every image. Images of one group (tiles of one photograph) are held out together. What older
+    cards do not say is None.
     """
 
     schema_version: Literal[1] = 1
@@ -119,12 +131,18 @@ class DatasetCard(Document):
     shape: Shape  # (channels, height, width) of every image
     source_shape: Shape | None = None  # (channels, height, width) of every source image of a paired set
     class_names: tuple[str, ...] | None = None
+    class_counts: tuple[int, ...] | None = None  # images of each class
     num_groups: Annotated[int, Field(ge=1)] | None = None
+    num_captions: int | None = None  # images that have one; None where the set has no captions
+    num_duplicates: int | None = None  # images whose pixels equal an earlier one's; they are kept
+    original_sizes: OriginalSizes | None = None
     content_sha256: Sha256
     source: str
     licence: str
+    notes: tuple[str, ...] = ()  # sentences about the whole set
     skipped: tuple[str, ...] = ()  # one sentence for each file that was left out: which and why
-    files: dict[Literal["images", "labels", "sources", "groups"], FileSpec]
+    num_skipped: int | None = None  # where they are more than are named
+    files: dict[Literal["images", "labels", "sources", "groups", "captions"], FileSpec]
     created_at: str
 
 
@@ -167,6 +185,9 @@ class TrainConfig(Document):
         default=(), description="Differentiable augmentation of what the discriminator sees: color, translation, cutout; for small sets."
     )
     dataset: Name = Field(default="fashion-mnist-10k", description="A registered data set; never a path or an address.")
+    dataset_sha256: Sha256 | None = Field(
+        default=None, description="The content hash of the data set's card, which a run is bound to; where it is given, it must be that."
+    )
     hold_out: Annotated[float, Field(gt=0, le=0.5)] = Field(
         default=0.1, description="Share of the images that is never trained on; at least 64 images, at most 10,000."
     )

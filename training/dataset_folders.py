@@ -1,10 +1,9 @@
-"""A folder of picture files as a data set: of any size and mode, read in batches."""
+"""A folder of picture files, or a ZIP archive of one, as a data set: of any size and mode, read in batches."""
 
 import math
-import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -14,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from training.dataset_archives import tree_at
+from training.dataset_metadata import MAX_CLASSES, TABLES, Metadata, class_names, metadata_of
+from training.dataset_trees import Tree, text
 from training.datasets import About, Batch, DatasetError
-from training.files.pictures import FORMATS, PictureError, read_picture
+from training.files.pictures import FORMATS, PictureError, read_picture, upright_size
 
 SIZES = range(4, 1025)  # pixels a side
 _NAMED = 3  # files or folders that a note names
@@ -25,48 +27,61 @@ _NAMED = 3  # files or folders that a note names
 class Pictures:
     """What `training.datasets.write` takes.
 
-    `num_files` is how many images and left-out files the batches will hold, as far as the heads of the files tell; `notes` are sentences
-    about the whole set, for whoever adds it.
+    `num_files` is how many images and left-out files the batches will hold, as far as the heads of the files tell.
     """
 
     about: About
     num_files: int
     batches: Iterator[Batch]
-    notes: tuple[str, ...] = ()
 
 
-def pictures_in(path: Path, *, size: int = 64, channels: int | None = None, tiles: bool = False, licence: str = "not stated") -> Pictures:
-    """Every picture below a folder, in the order of their paths, cropped at the centre to a square.
+def pictures_in(
+    place: Path | Tree,
+    *,
+    size: int = 64,
+    channels: int | None = None,
+    tiles: bool = False,
+    licence: str = "not stated",
+    origin: str | None = None,
+) -> Pictures:
+    """Every picture below a folder or in a ZIP archive, in the order of their paths, cropped at the centre to a square.
 
-    Sub-folders are the classes where there are two or more and no picture lies beside them. What is hidden, a link to a folder, or no
-    picture is left out, with a sentence each.
+    What a table beside them says (training.dataset_metadata) are their labels and captions. Else sub-folders are the classes where there
+    are two or more and no picture lies beside them. What is hidden, a link to a folder, or no picture is left out, with a sentence each.
 
     Args:
         size: pixels a side.
         channels: 1 or 3; where None, 1 if every picture is stored in grey.
         tiles: cut each picture at its own size into all the squares that lie in it side by side; those of one picture are one group.
             A picture that is smaller than a tile is left out.
+        origin: where the pictures are from, as the card says it; what they are read from where None.
 
     Raises:
-        DatasetError: no folder, or a size or a number of channels that is not allowed.
+        DatasetError: neither a folder nor an archive, or a table, a size or a number of channels that is not allowed.
     """
     check_size(size)
-    files, left_out = walk(path)
-    heads = {file: found for file in files if (found := head(path / file)) is not None}
+    tree = tree_at(place)
+    heads = heads_of(tree)
     shape = (choose_channels(channels, heads.values()), size, size)
-    classes, notes = _classes(list(heads))
-    source = f"the folder {text(path.resolve().name)}{', cut into tiles' if tiles else ''}"
-    about = About(shape, source, licence, tuple(text(name) for name in classes) or None, grouped=tiles)
+    told = _told(tree, heads)
+    origin = f"{origin or tree.title}{', cut into tiles' if tiles else ''}"
+    about = About(shape, origin, licence, told.class_names, grouped=tiles, captioned=told.captions is not None, notes=told.notes)
 
     def read(file: PurePath, group: int) -> Batch:
-        with (path / file).open("rb") as opened:
+        with tree.open(file) as opened:
             images = _tiles(read_picture(opened, (shape[0], -1, -1)), size) if tiles else read_picture(opened, shape)[np.newaxis]
-        labels = np.full(len(images), classes[file.parts[0]], np.int64) if classes else None
-        return Batch(images, labels, groups=np.full(len(images), group, np.int64) if tiles else None)
+        num = len(images)
+        return Batch(
+            images,
+            np.full(num, told.labels[file], np.int64) if told.class_names else None,
+            groups=np.full(num, group, np.int64) if tiles else None,
+            captions=None if told.captions is None else (told.captions.get(file),) * num,
+            sizes=(heads[file].size,),
+        )
 
-    opened = [PictureFile(text(file), partial(read, file, group)) for group, file in enumerate(files)]
-    num_images = sum(max(1, heads[file].num_tiles(size)) if tiles and file in heads else 1 for file in files)
-    return Pictures(about, num_images + len(left_out), read_all(opened, about, left_out), notes)
+    opened = [PictureFile(text(file), partial(read, file, group)) for group, file in enumerate(told.files)]
+    num_images = sum(max(1, heads[file].num_tiles(size)) if tiles and file in heads else 1 for file in told.files)
+    return Pictures(about, num_images + len(told.left_out), read_all(opened, about, told.left_out))
 
 
 def _tiles(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -80,16 +95,62 @@ def _tiles(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return grid.transpose(1, 3, 0, 2, 4).reshape(rows * columns, channels, size, size)
 
 
-def _classes(pictures: list[PurePath]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Index by name of sub-folder, and a note where there would be classes but for pictures that lie beside them."""
-    names = sorted({picture.parts[0] for picture in pictures if len(picture.parts) > 1})
-    beside = [text(picture) for picture in pictures if len(picture.parts) == 1]
+# --- labels and captions ------------------------------------------------------------------------------------------------------
+
+
+class _Told(NamedTuple):
+    """What is to be read, and what its place or a table tells of it. `class_names` is None where there are no classes."""
+
+    files: list[PurePath]
+    left_out: list[str]
+    class_names: tuple[str, ...] | None
+    labels: Mapping[PurePath, int]
+    captions: Mapping[PurePath, str] | None
+    notes: tuple[str, ...]
+
+
+def _told(tree: Tree, heads: Mapping[PurePath, "Head"]) -> _Told:
+    metadata = metadata_of(tree)
+    if metadata is None:
+        return _told_by_folders(tree.files, heads, tree.left_out)
+    left_out = [*tree.left_out, *metadata.left_out]
+    files = [file for file in tree.files if file.parts not in [table.parts for table in TABLES]]
+    if metadata.labels is None:
+        told = _told_by_folders(files, heads, left_out)
+        return told._replace(captions=metadata.captions, notes=metadata.notes + told.notes)
+    return _told_by_labels(files, heads, left_out, metadata, metadata.labels)
+
+
+def _told_by_labels(
+    files: list[PurePath], heads: Mapping[PurePath, "Head"], left_out: list[str], metadata: Metadata, labels: Mapping[PurePath, str]
+) -> _Told:
+    unlabelled = [file for file in files if file in heads and file not in labels]
+    left_out += [f"{text(file)}: {metadata.table} gives no label for it" for file in unlabelled]
+    labels = {file: label for file, label in labels.items() if file in heads}
+    names = class_names(labels)
+    indices = {name: index for index, name in enumerate(names)}
+    notes = metadata.notes
     if len(names) < 2:
-        return {}, ()
-    if beside:
-        told = f"{_some(beside)} {'lies' if len(beside) == 1 else 'lie'} beside the sub-folders {_some([text(name) for name in names])}"
-        return {}, (f"the set has no classes, because {told}: move every picture into a sub-folder for classes",)
-    return {name: index for index, name in enumerate(names)}, ()
+        notes += (f"the set has no classes, because {metadata.table} gives {f'each picture the label {names[0]}' if names else 'none'}",)
+    kept = [file for file in files if file not in set(unlabelled)]
+    numbers = {file: indices[label] for file, label in labels.items()}
+    return _Told(kept, left_out, tuple(names) if len(names) > 1 else None, numbers, metadata.captions, notes)
+
+
+def _told_by_folders(files: list[PurePath], heads: Mapping[PurePath, "Head"], left_out: list[str]) -> _Told:
+    """Sub-folders are classes; a note where they would be but for pictures that lie beside them."""
+    names = sorted({file.parts[0] for file in heads if len(file.parts) > 1})
+    beside = [text(file) for file in heads if len(file.parts) == 1]
+    if len(names) < 2 or beside:
+        notes: tuple[str, ...] = ()
+        if len(names) > 1:
+            told = f"{_some(beside)} {'lies' if len(beside) == 1 else 'lie'} beside the sub-folders {_some([text(name) for name in names])}"
+            notes = (f"the set has no classes, because {told}: move every picture into a sub-folder for classes",)
+        return _Told(files, left_out, None, {}, None, notes)
+    if len(names) > MAX_CLASSES:
+        raise DatasetError(f"there are {len(names):,} sub-folders with pictures; {MAX_CLASSES:,} classes are allowed")
+    indices = {name: index for index, name in enumerate(names)}
+    return _Told(files, left_out, tuple(text(name) for name in names), {file: indices[file.parts[0]] for file in heads}, None, ())
 
 
 def _some(names: list[str]) -> str:
@@ -97,15 +158,19 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-# --- what lies in a folder ----------------------------------------------------------------------------------------------------
+# --- what the files say of themselves -----------------------------------------------------------------------------------------
 
 
 class Head(NamedTuple):
-    """What the first bytes of a picture file tell: Pillow's colour mode, and the size before it is turned upright."""
+    """What the first bytes of a picture file tell: Pillow's colour mode, and its size once it is upright."""
 
     mode: str
     width: int
     height: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.width, self.height
 
     @property
     def is_grey(self) -> bool:
@@ -115,12 +180,17 @@ class Head(NamedTuple):
         return (self.width // size) * (self.height // size)
 
 
-def head(path: Path) -> Head | None:
+def heads_of(tree: Tree) -> dict[PurePath, Head]:
+    """Of the files that are pictures, as far as their heads tell."""
+    return {file: found for file in tree.files if (found := _head(tree, file)) is not None}
+
+
+def _head(tree: Tree, file: PurePath) -> Head | None:
     """None where it is no picture, which reading it whole will say."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return Head(image.mode, image.width, image.height)
-    except (OSError, ValueError, EOFError, KeyError, OverflowError, zlib.error):
+        with tree.open(file) as opened, Image.open(opened, formats=FORMATS) as image:
+            return Head(image.mode, *upright_size(image))
+    except (OSError, ValueError, EOFError, KeyError, OverflowError, zlib.error, zipfile.BadZipFile):
         return None
 
 
@@ -134,45 +204,6 @@ def choose_channels(channels: int | None, heads: Iterable[Head]) -> int:
         raise DatasetError(f"{channels} channels are not allowed: give 1 (grey) or 3 (colour)")
     grey = {found.is_grey for found in heads}
     return channels or (1 if grey == {True} else 3)
-
-
-def walk(path: Path) -> tuple[list[PurePath], list[str]]:
-    """Files below a folder, by path, and a sentence for each entry that is not looked at.
-
-    Raises:
-        DatasetError: no folder.
-    """
-    if not path.is_dir():
-        raise DatasetError(f"{path} is no folder: give one that holds pictures, or whose sub-folders do")
-    files: list[PurePath] = []
-    left_out: list[str] = []
-    for here, folders, names in os.walk(path, onerror=lambda error: left_out.append(_unreadable(error))):
-        inner = set(folders)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted([*inner, *names]):
-            entry = Path(here, name)
-            if reason := _why_left_out(entry, name in inner):
-                left_out.append(f"{text(entry.relative_to(path))}: {reason}")
-            elif name not in inner:
-                files.append(entry.relative_to(path))
-    return sorted(files), left_out
-
-
-def _why_left_out(entry: Path, is_folder: bool) -> str | None:
-    if entry.name.startswith("."):
-        return "it is hidden"
-    if is_folder:
-        return "it is a link to a folder" if entry.is_symlink() else None
-    return None if entry.is_file() else "it is neither a file nor a folder"
-
-
-def _unreadable(error: OSError) -> str:
-    return f"{text(error.filename)}: {error.strerror}"
-
-
-def text(path: PurePath | str) -> str:
-    """A path as text that can be written as UTF-8, whatever bytes its name has."""
-    return os.fsencode(path).decode("utf-8", "replace")
 
 
 # --- picture files, one batch in memory at a time -----------------------------------------------------------------------------
@@ -208,7 +239,9 @@ def _joined(batches: list[Batch], about: About, skipped: list[str]) -> Batch:
         part: np.concatenate([np.empty(shape, dtype), *(getattr(batch, part) for batch in batches)])
         for part, (dtype, shape) in about.arrays(0).items()
     }
-    return Batch(parts["images"], parts.get("labels"), tuple(skipped), parts.get("sources"), parts.get("groups"))
+    captions = tuple(caption for batch in batches for caption in batch.captions or ()) if about.captioned else None
+    sizes = tuple(size for batch in batches for size in batch.sizes)
+    return Batch(parts["images"], parts.get("labels"), tuple(skipped), parts.get("sources"), parts.get("groups"), captions, sizes)
 
 
 def batch_size(about: About) -> int:

@@ -1,4 +1,4 @@
-"""A folder of pairs as a data set: what a model is given (source), and what it is to make of it (target)."""
+"""A folder of pairs, or a ZIP archive of one, as a data set: what a model is given (source), and what it is to make of it (target)."""
 
 from collections.abc import Container, Iterable
 from functools import partial
@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from training.dataset_folders import PictureFile, Pictures, check_size, choose_channels, head, read_all, text, walk
+from training.dataset_archives import tree_at
+from training.dataset_folders import PictureFile, Pictures, check_size, choose_channels, heads_of, read_all
+from training.dataset_trees import Tree, text, top_folders
 from training.datasets import About, Batch, DatasetError
 from training.files.pictures import PictureError, read_picture
 
@@ -24,15 +26,16 @@ class _Channels(NamedTuple):
 
 
 def pairs_in(
-    path: Path,
+    place: Path | Tree,
     *,
     size: int = 64,
     channels: int | None = None,
     source_channels: int | None = None,
     swap: bool = False,
     licence: str = "not stated",
+    origin: str | None = None,
 ) -> Pictures:
-    """Every pair below a folder, both sides cropped at their centres to squares.
+    """Every pair below a folder or in a ZIP archive, both sides cropped at their centres to squares.
 
     Where the folder holds the sub-folders `source` and `target`, a pair is a picture in each with the same path but for the suffix. Else
     it is one picture, with the source in its left half and the target in its right. What makes no pair is left out, with a sentence each.
@@ -42,18 +45,20 @@ def pairs_in(
         channels: 1 or 3, of the targets; where None, 1 if every one of their pictures is stored in grey.
         source_channels: the same of the sources.
         swap: make sources of the targets and targets of the sources.
+        origin: where the pictures are from, as the card says it; what they are read from where None.
 
     Raises:
-        DatasetError: no folder, one of the two sub-folders without the other, or a size or a number of channels that is not allowed.
+        DatasetError: neither a folder nor an archive, one of the two sub-folders without the other, or a size or a number of channels
+            that is not allowed.
     """
     check_size(size)
-    files, left_out = walk(path)
-    heads = {file: found for file in files if (found := head(path / file)) is not None}
-    folders = [name for name in (SOURCE, TARGET) if (path / name).is_dir()]
+    tree = tree_at(place)
+    files, left_out, heads = tree.files, list(tree.left_out), heads_of(tree)
+    folders = top_folders(tree) & {SOURCE, TARGET}
     if len(folders) == 1:
         raise DatasetError(
-            f"{path} holds the folder {folders[0]} alone: give a folder that holds both {SOURCE} and {TARGET}, or pictures whose halves are"
-            " pairs"
+            f"{tree.path.name} holds the folder {min(folders)} alone: give one that holds both {SOURCE} and {TARGET}, or pictures whose"
+            " halves are pairs"
         )
     pairs = [(file, file) for file in files]
     if folders:
@@ -65,12 +70,13 @@ def pairs_in(
         choose_channels(source_channels, [heads[source] for source, _ in pairs if source in heads]),
         choose_channels(channels, [heads[target] for _, target in pairs if target in heads]),
     )
-    origin = f"the folder {text(path.resolve().name)}, in pairs{', source and target swapped' if swap else ''}"
+    origin = f"{origin or tree.title}, in pairs{', source and target swapped' if swap else ''}"
     about = About((wanted.target, size, size), origin, licence, source_shape=(wanted.source, size, size))
 
     def read(source: PurePath, target: PurePath) -> Batch:
-        sides = _two(path, source, target, wanted) if folders else _halves(path / source, wanted, swap)
-        return Batch(_square(sides[1], wanted.target, size), sources=_square(sides[0], wanted.source, size))
+        sides = _two(tree, source, target, wanted) if folders else _halves(tree, source, wanted, swap)
+        pixels = _square(sides[1], wanted.target, size)
+        return Batch(pixels, sources=_square(sides[0], wanted.source, size), sizes=((sides[1].shape[2], sides[1].shape[1]),))
 
     opened = [PictureFile(_name(pair), partial(read, *pair)) for pair in pairs]
     return Pictures(about, len(pairs) + len(left_out), read_all(opened, about, left_out))
@@ -103,8 +109,8 @@ def _partners(files: list[PurePath], pictures: Container[PurePath]) -> tuple[lis
     return [(sides[SOURCE][key], sides[TARGET][key]) for key in both], left_out
 
 
-def _two(path: Path, source: PurePath, target: PurePath, channels: _Channels) -> _Sides:
-    given, made = _whole(path, source, channels.source), _whole(path, target, channels.target)
+def _two(tree: Tree, source: PurePath, target: PurePath, channels: _Channels) -> _Sides:
+    given, made = _whole(tree, source, channels.source), _whole(tree, target, channels.target)
     (_, source_height, source_width), (_, target_height, target_width) = given.shape, made.shape
     if source_width * target_height != target_width * source_height:
         raise PictureError(
@@ -114,17 +120,17 @@ def _two(path: Path, source: PurePath, target: PurePath, channels: _Channels) ->
     return given, made
 
 
-def _whole(path: Path, file: PurePath, channels: int) -> NDArray[np.uint8]:
-    with (path / file).open("rb") as opened:
+def _whole(tree: Tree, file: PurePath, channels: int) -> NDArray[np.uint8]:
+    with tree.open(file) as opened:
         try:
             return read_picture(opened, (channels, -1, -1))
         except PictureError as error:
             raise PictureError(f"of {text(file)}, {error}") from error  # which of the two it is
 
 
-def _halves(path: Path, channels: _Channels, swap: bool) -> _Sides:
-    with path.open("rb") as file:
-        whole = read_picture(file, (max(channels), -1, -1))
+def _halves(tree: Tree, file: PurePath, channels: _Channels, swap: bool) -> _Sides:
+    with tree.open(file) as opened:
+        whole = read_picture(opened, (max(channels), -1, -1))
     width = whole.shape[2]
     if width % 2:
         raise PictureError(f"its width of {width} pixels is odd, so it has no equal halves")

@@ -143,7 +143,7 @@ def _resized(source: Source, images: NDArray[np.uint8], labels: NDArray[np.int64
             chunk = images[start : start + step]
             if size != images.shape[-1]:
                 chunk = np.stack([resize(image, size) for image in chunk])
-            yield Batch(chunk, labels[start : start + step])
+            yield Batch(chunk, labels[start : start + step], sizes=((images.shape[3], images.shape[2]),) * len(chunk))
 
     return Pictures(about, len(images), batches())
 

@@ -7,22 +7,22 @@ A set is a directory `<name>/` that is written once and never changes:
     labels.npy   int64, (N,), indices into the card's class names; only where there are classes
     sources.npy  uint8, (N, C, H, W), the image that each image is made from; only in a paired set
     groups.npy   int64, (N,), equal for images that are held out together; only where there are groups
+    captions.jsonl  a line of JSON for each image, its caption or null; only where there are captions
 """
 
-import hashlib
-import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from training.contract import DatasetCard, UserError, is_name, now
-from training.files.directories import DamagedFileError, commit, describe, staging, verify
+from training.dataset_content import CAPTIONS, Content
+from training.files.directories import DamagedFileError, commit, describe, hide, staging, verify
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -40,6 +40,10 @@ class UnknownDatasetError(DatasetError):
 
 class DamagedDatasetError(DatasetError):
     """The set's files are not what its card says."""
+
+
+class OtherDatasetError(DatasetError):
+    """The set under a name has not the content that is wanted."""
 
 
 class DatasetNameError(DatasetError):
@@ -63,7 +67,8 @@ class Dataset:
 
 @dataclass(frozen=True)
 class About:
-    """What is known of a set before its images are read; `shape` and `source_shape` are (channels, height, width)."""
+    """What is known of a set before its images are read; `shape` and `source_shape` are (channels, height, width); `notes` are sentences
+    about the whole set."""
 
     shape: tuple[int, int, int]
     source: str
@@ -71,6 +76,8 @@ class About:
     class_names: tuple[str, ...] | None = None
     source_shape: tuple[int, int, int] | None = None
     grouped: bool = False
+    captioned: bool = False
+    notes: tuple[str, ...] = ()
 
     def arrays(self, num_images: int) -> dict[Part, tuple[type[np.generic], tuple[int, ...]]]:
         """What such a set has of so many images: dtype and shape."""
@@ -88,7 +95,8 @@ class About:
 class Batch:
     """Images (n, C, H, W), what else the set has of each of them, and a sentence for each file that was left out.
 
-    Groups are any numbers; they count over all batches of a set.
+    Groups are any numbers; they count over all batches of a set. A caption is None where an image has none; `sizes` are (width, height) of
+    the pictures that the images were made of, where that is known.
     """
 
     images: NDArray[np.uint8]
@@ -96,6 +104,8 @@ class Batch:
     skipped: tuple[str, ...] = ()
     sources: NDArray[np.uint8] | None = None
     groups: NDArray[np.int64] | None = None
+    captions: tuple[str | None, ...] | None = None
+    sizes: tuple[tuple[int, int], ...] = ()
 
 
 # --- reading ------------------------------------------------------------------------------------------------------------------
@@ -121,25 +131,53 @@ def card(name: str, folder: Path) -> DatasetCard:
     return _read_card(_find(name, folder))
 
 
-def load(name: str, folder: Path) -> Dataset:
+def load(name: str, folder: Path, content_sha256: str | None = None) -> Dataset:
     """A set whose every byte is verified; the images stay on disk until they are touched.
+
+    Args:
+        content_sha256: of the set that is wanted, where it must be a certain one.
 
     Raises:
         UnknownDatasetError: no set has this name.
         DamagedDatasetError: a file is not what the card says.
+        OtherDatasetError: the set under this name is another one now.
     """
     path = _find(name, folder)
     found = _read_card(path)
+    if content_sha256 not in (None, found.content_sha256):
+        raise OtherDatasetError(
+            f"data set {name!r} has the content {found.content_sha256}, and {content_sha256} is wanted: it was removed and another was"
+            " added by its name; add the first one again, or begin a new run"
+        )
+    try:
+        for spec in found.files.values():
+            verify(path, spec)
+    except DamagedFileError as error:
+        raise _damaged(path, str(error)) from error
+    return _opened(path, found)
+
+
+def look(name: str, folder: Path) -> Dataset:
+    """A set as it lies there: its bytes are not verified. Raises as `load` does."""
+    path = _find(name, folder)
+    return _opened(path, _read_card(path))
+
+
+def _opened(path: Path, found: DatasetCard) -> Dataset:
     arrays = {}
     for part, (dtype, shape) in _about(found).arrays(found.num_images).items():
         try:
-            array = np.load(verify(path, found.files[part]), mmap_mode="r", allow_pickle=False)
-        except (DamagedFileError, ValueError) as error:
+            array = np.load(path / found.files[part].file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
             raise _damaged(path, str(error)) from error
         if array.dtype != dtype or array.shape != shape:
             raise _damaged(path, f"{part}.npy holds {array.dtype} {array.shape}, unlike its card")
         arrays[part] = array
     return Dataset(found, arrays["images"], arrays.get("labels"), arrays.get("sources"), arrays.get("groups"))
+
+
+def is_built_in(name: str) -> bool:
+    return is_name(name) and (BUILTIN / name).is_dir()
 
 
 def _about(card: DatasetCard) -> About:
@@ -148,7 +186,8 @@ def _about(card: DatasetCard) -> About:
     if card.source_shape is not None:
         source_channels, source_height, source_width = card.source_shape
         source_shape = (source_channels, source_height, source_width)
-    return About((channels, height, width), card.source, card.licence, card.class_names, source_shape, card.num_groups is not None)
+    grouped, captioned = card.num_groups is not None, card.num_captions is not None
+    return About((channels, height, width), card.source, card.licence, card.class_names, source_shape, grouped, captioned, card.notes)
 
 
 def _scan(folder: Path) -> Iterator[tuple[str, DatasetCard | DamagedDatasetError]]:
@@ -187,10 +226,11 @@ def _read_card(path: Path) -> DatasetCard:
     if found.name != path.name:
         raise _damaged(path, f"its card names it {found.name!r}")
     try:
-        expected = _about(found).arrays(found.num_images)
+        about = _about(found)
+        expected = {*about.arrays(found.num_images), *([CAPTIONS] if about.captioned else [])}
     except ValueError as error:
         raise _damaged(path, "a shape on its card is not (channels, height, width)") from error
-    if set(found.files) != set(expected):
+    if set(found.files) != expected:
         raise _damaged(path, f"its card lists the files {sorted(found.files)}; expected {sorted(expected)}")
     for spec in found.files.values():
         if not (path / spec.file).is_file():
@@ -224,8 +264,14 @@ def check_free(name: str, folder: Path) -> None:
             raise DatasetNameError(f"data set {name!r} is {kind} already and sets never change: choose another name")
 
 
-def write(name: str, folder: Path, about: About, batches: Iterable[Batch], progress: Progress | None = None) -> DatasetCard:
+def write(
+    name: str, folder: Path, about: About, batches: Iterable[Batch], progress: Progress | None = None, workplace: Path | None = None
+) -> DatasetCard:
     """Register a set in the folder, one batch in memory at a time; it is seen whole or not at all.
+
+    Args:
+        workplace: a folder on the same file system where it is made, this one where None. Who takes that away ends the work, and no set
+            will be there.
 
     Raises:
         DatasetNameError: see `check_free`.
@@ -236,7 +282,7 @@ def write(name: str, folder: Path, about: About, batches: Iterable[Batch], progr
     check_free(name, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with staging(folder) as staged:
+        with staging(workplace or folder, must_exist=True) as staged:
             written = _write_files(name, staged, about, batches, progress)
             commit(staged, folder / name)
     except FileExistsError as error:
@@ -248,29 +294,28 @@ def write(name: str, folder: Path, about: About, batches: Iterable[Batch], progr
 
 def _write_files(name: str, staged: Path, about: About, batches: Iterable[Batch], progress: Progress | None) -> DatasetCard:
     with ExitStack() as open_files:
-        content = _Content(about, staged, open_files)
+        content = Content(about, staged, open_files)
         for batch in batches:
             content.add(batch)
             if progress:
-                progress(content.num_images + len(content.skipped))
+                progress(content.num_images + content.num_skipped)
         content.finish()
     if content.num_images == 0:
-        raise EmptyDatasetError(f"data set {name!r} would be empty: {_why_empty(content.skipped)}")
+        raise EmptyDatasetError(f"data set {name!r} would be empty: {_why_empty(content.num_skipped, content.skipped)}")
     for part, values in content.numbers.items():
         np.save(staged / f"{part}.npy", values, allow_pickle=False)
-    files = {path.stem: describe(path) for path in sorted(staged.glob("*.npy"))}
+    files = {path.stem: describe(path) for path in sorted(staged.iterdir())}
     written = DatasetCard.model_validate(
         {
             "name": name,
-            "num_images": content.num_images,
             "shape": about.shape,
             "source_shape": about.source_shape,
             "class_names": about.class_names,
             "num_groups": len(np.unique(content.numbers["groups"])) if about.grouped else None,
-            "content_sha256": content.sha256(),
+            **content.figures(),
             "source": about.source,
             "licence": about.licence,
-            "skipped": tuple(content.skipped),
+            "notes": about.notes,
             "files": files,
             "created_at": now(),
         }
@@ -279,78 +324,18 @@ def _write_files(name: str, staged: Path, about: About, batches: Iterable[Batch]
     return written
 
 
-def _why_empty(skipped: list[str]) -> str:
-    return f"all {len(skipped)} files were left out, the first because {skipped[0]}" if skipped else "there is no file in it"
+def _why_empty(num_skipped: int, skipped: list[str]) -> str:
+    return f"all {num_skipped:,} files were left out, the first because {skipped[0]}" if skipped else "there is no file in it"
 
 
-class _Content:
-    """Appends batches to the files of pixels, keeps the numbers (labels and groups), and hashes what passes."""
+def take_away(name: str, folder: Path) -> Path:
+    """Take a registered set out of sight, damaged or not; where it lies then, for whoever deletes it. Who has it open keeps it.
 
-    def __init__(self, about: About, staged: Path, open_files: ExitStack) -> None:
-        self.about = about
-        self.num_images = 0
-        self.skipped: list[str] = []
-        self.numbers: dict[Part, NDArray[np.int64]] = {}
-        self._pixels: dict[Part, _Pixels] = {}
-        for part, (dtype, shape) in about.arrays(0).items():
-            if dtype is np.uint8:
-                self._pixels[part] = _Pixels(open_files.enter_context((staged / f"{part}.npy").open("wb")), shape[1:])
-        self._numbers: dict[Part, list[NDArray[np.int64]]] = {part: [] for part in about.arrays(0) if part not in self._pixels}
-
-    def add(self, batch: Batch) -> None:
-        given: dict[Part, NDArray[Any]] = {part: array for part in get_args(Part) if (array := getattr(batch, part)) is not None}
-        wanted = self.about.arrays(len(batch.images))
-        if set(given) != set(wanted):
-            raise ValueError(f"a batch has {sorted(given)} where the set has {sorted(wanted)}")
-        for part, (dtype, shape) in wanted.items():
-            if given[part].dtype != dtype or given[part].shape != shape:
-                raise ValueError(f"{part} of {given[part].dtype} {given[part].shape} are not {np.dtype(dtype)} {shape}")
-        num_classes = len(self.about.class_names or ())
-        if batch.labels is not None and batch.labels.size and not 0 <= batch.labels.min() <= batch.labels.max() < num_classes:
-            raise ValueError(f"labels from {batch.labels.min()} to {batch.labels.max()} are not indices of {num_classes} classes")
-        for part, pixels in self._pixels.items():
-            pixels.append(given[part])
-        for part, values in self._numbers.items():
-            values.append(given[part].astype("<i8"))
-        self.num_images += len(batch.images)
-        self.skipped += batch.skipped
-
-    def finish(self) -> None:
-        for pixels in self._pixels.values():
-            pixels.write_header(self.num_images)
-        if self.num_images:
-            self.numbers = {part: np.concatenate(values) for part, values in self._numbers.items()}
-
-    def sha256(self) -> str:
-        """Over image bytes, label bytes (little-endian int64) and the shape; then over the sources' shape and the hash of their bytes,
-        and over group bytes. What a set has not is not in it."""
-        total = self._pixels["images"].hash.copy()
-        if "labels" in self.numbers:
-            total.update(self.numbers["labels"].data)
-        total.update(repr((self.num_images, *self.about.shape)).encode())
-        if "sources" in self._pixels:
-            total.update(repr(("sources", self.about.source_shape)).encode() + self._pixels["sources"].hash.digest())
-        if "groups" in self.numbers:
-            total.update(b"groups" + self.numbers["groups"].tobytes())
-        return total.hexdigest()
-
-
-class _Pixels:
-    """An .npy file of uint8 images of one shape that grows as they come, and the hash of their bytes."""
-
-    def __init__(self, file: BinaryIO, shape: tuple[int, ...]) -> None:
-        self.hash = hashlib.sha256()
-        self._file, self._shape = file, shape
-        self.write_header(0)
-
-    def append(self, images: NDArray[np.uint8]) -> None:
-        data = np.ascontiguousarray(images).data
-        self._file.write(data)
-        self.hash.update(data)
-
-    def write_header(self, num_images: int) -> None:
-        """Written again at the end, when the number is known. Always of one length: numpy pads it for a first axis of up to 21 digits."""
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (num_images, *self._shape)})
-        self._file.seek(0)
-        self._file.write(header.getvalue())
+    Raises:
+        UnknownDatasetError: no set has this name.
+        DatasetNameError: it is built in.
+    """
+    path = _find(name, folder)
+    if path.parent == BUILTIN:
+        raise DatasetNameError(f"data set {name!r} is built in and cannot be removed")
+    return hide(path)

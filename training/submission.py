@@ -45,7 +45,7 @@ def resolve(config: TrainConfig, datasets_folder: Path, repositories: tuple[Path
     card = _suitable_data(config, combination, datasets_folder)
     _check_same_shapes(config, combination, card, repositories)
     _check_networks(config, card, weights, repositories)
-    return _filled(config, combination)
+    return _filled(config, combination, card)
 
 
 def resume(begun: TrainConfig, given: TrainConfig, card: DatasetCard, weights: Path) -> TrainConfig:
@@ -103,6 +103,9 @@ def _suitable_data(config: TrainConfig, combination: Combination, datasets_folde
         combination.architecture.check(DataSpec.of(card))
     except (DatasetError, UnsuitableDataError) as error:
         raise ConfigError([("/dataset", str(error))]) from error
+    if config.dataset_sha256 not in (None, card.content_sha256):
+        message = f"{config.dataset_sha256} is not the content of {card.name}, which has {card.content_sha256}; leave dataset_sha256 out"
+        raise ConfigError([("/dataset_sha256", f"{message}, or add the data set that is meant by another name")])
     held_out = config.num_held_out(card.num_images)
     if card.num_images - held_out < config.batch_size:
         raise ConfigError(
@@ -128,13 +131,14 @@ def _check_networks(config: TrainConfig, card: DatasetCard, weights: Path, repos
         _check_same_layers(config.initial_model, blueprint, weights, repositories)
 
 
-def _filled(config: TrainConfig, combination: Combination) -> TrainConfig:
+def _filled(config: TrainConfig, combination: Combination, card: DatasetCard) -> TrainConfig:
     """With every default said."""
     shared = {"learning_rate": config.learning_rate, "betas": config.betas}
     return config.model_copy(
         update={
             **{field: getattr(config.generator, field) for field in _idle_settings(config)},
             "name": config.model_name,
+            "dataset_sha256": card.content_sha256,
             "options": combination.architecture.model_dump(mode="json"),
             "loss_options": combination.loss.model_dump(mode="json"),
             "penalty_options": {} if combination.penalty is None else combination.penalty.model_dump(mode="json"),

@@ -123,7 +123,7 @@ def _prepare(
     """All that a run needs, at the point where it goes on."""
     config = runs.read_config(folder)
     begun = runs.checkpoint_images(folder) > 0
-    prepared = prepare(config, load(config.dataset, places.datasets), places, device, begun=begun, team=team)
+    prepared = prepare(config, load(config.dataset, places.datasets, config.dataset_sha256), places, device, begun=begun, team=team)
     evaluator = None
     if config.num_evaluated:
         evaluator = Evaluator.of(config, prepared.held_out, places.weights, device, prepared.trained_on)
@@ -163,7 +163,7 @@ def _follow(folder: Path, places: Places, device: torch.device, team: Team) -> i
         if team.agree(0) or team.agree(0):
             return 0  # lost, or cancelled before it started
         config, begun = runs.read_config(folder), runs.checkpoint_images(folder) > 0
-        prepared = prepare(config, load(config.dataset, places.datasets), places, device, begun=begun, team=team)
+        prepared = prepare(config, load(config.dataset, places.datasets, config.dataset_sha256), places, device, begun=begun, team=team)
         images, training = team.agree(0), prepared.training
         chosen = runs.read_status(folder).tuning
         assert chosen is not None, "the leader has said so before it agreed"

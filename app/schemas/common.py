@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 MAX_JSON_BYTES = 2**20
 MAX_LATENT_BYTES = 16 * 2**20  # where a body may hold latents
 MAX_UPLOAD_BYTES = 64 * 2**20
+MAX_ARCHIVE_BYTES = 2 * 2**30  # of pictures, which goes to the disk as it comes
 ModelName = Annotated[str, Field(min_length=1, max_length=63, description="A model of GET /models.")]
 Version = Annotated[
     Annotated[int, Field(ge=1)] | Annotated[str, Field(min_length=1, max_length=63)],

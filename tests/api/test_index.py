@@ -10,7 +10,8 @@ import pytest
 from postgresql import postgresql, programs
 from sqlalchemy import create_engine, text
 
-from app.index import ALL, Claim, Entry, Filter, Index, IndexUnavailable
+from app.errors import IndexUnavailable
+from app.index import ALL, Claim, Entry, Filter, Index
 from app.reconciliation import differences, rebuild, reconcile
 from app.settings import SettingsError
 from training.contract import JobState, TrainConfig
@@ -169,7 +170,7 @@ def test_other_databases_are_refused(url: str, message: str) -> None:
 def test_an_index_that_somebody_else_is_writing_is_waited_for_and_then_said_to_be_busy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.index.BUSY_SECONDS", 0.3)
+    monkeypatch.setattr("app.database.BUSY_SECONDS", 0.3)
     path = tmp_path / "index.sqlite"
     index = Index(f"sqlite:///{path}", "here")
     index.open()

@@ -282,7 +282,9 @@ def mnist(tmp_path: Path) -> Path:
 def test_the_command_of_a_demo_model_gives_its_config_again(api: Api, mnist: Path) -> None:
     card = api.get("/models/digits/1").json()
     config = TrainConfig.model_validate(card["manifest"]["config"])
-    assert catalog.resolve(parsed(card["command"]), mnist, ()) == config
+    resolved = catalog.resolve(parsed(card["command"]), mnist, ())
+    assert resolved.dataset_sha256 == datasets.card("mnist", mnist).content_sha256
+    assert resolved.model_copy(update={"dataset_sha256": None}) == config, "it was trained before runs were bound to a content"
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,7 @@ def test_every_field_of_a_config_is_a_flag() -> None:
         "loss": "minimax",
         "loss_options": {"label_smoothing": 0.1},
         "dataset": "pets",
+        "dataset_sha256": "0" * 64,
         "hold_out": 0.2,
         "total_images": 999,
         "batch_size": 9,

@@ -93,21 +93,21 @@ def test_a_picture_beside_the_sub_folders_or_one_sub_folder_alone_makes_no_class
 def test_pictures_that_cost_a_set_its_classes_are_named(tmp_path: Path) -> None:
     for name in ("cat/1.png", "dog/1.png"):
         picture(tmp_path / name)
-    assert pictures_in(tmp_path).notes == ()
+    assert pictures_in(tmp_path).about.notes == ()
     picture(tmp_path / "a.png")
-    assert pictures_in(tmp_path).notes == (
+    assert pictures_in(tmp_path).about.notes == (
         "the set has no classes, because a.png lies beside the sub-folders cat, dog: move every picture into a sub-folder for classes",
     )
     for name in ("b.png", "c.png", "d.png", "e.png"):
         picture(tmp_path / name)
-    (note,) = pictures_in(tmp_path).notes
+    (note,) = pictures_in(tmp_path).about.notes
     assert "because a.png, b.png, c.png and 2 more lie beside the sub-folders cat, dog:" in note
 
 
 def test_pictures_beside_one_sub_folder_cost_no_classes(tmp_path: Path) -> None:
     for name in ("cat/1.png", "1.png"):
         picture(tmp_path / name)
-    assert pictures_in(tmp_path).notes == ()
+    assert pictures_in(tmp_path).about.notes == ()
 
 
 def test_what_is_no_picture_is_left_out_with_a_sentence_each(tmp_path: Path) -> None:

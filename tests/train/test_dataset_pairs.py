@@ -168,7 +168,7 @@ def test_what_has_no_partner_or_not_one_that_fits_is_left_out_with_a_sentence_ea
 @pytest.mark.parametrize("alone", ["source", "target"])
 def test_one_of_the_two_folders_alone_is_refused(tmp_path: Path, alone: str) -> None:
     save(tmp_path / "own" / alone / "a.png", noise(16, 8))
-    with pytest.raises(DatasetError, match=f"own holds the folder {alone} alone: give a folder that holds both source and target, or"):
+    with pytest.raises(DatasetError, match=f"own holds the folder {alone} alone: give one that holds both source and target, or"):
         pairs_in(tmp_path / "own")
 
 

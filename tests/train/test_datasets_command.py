@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,15 @@ from published_files import publish, write_idx_files
 
 from ganserve.datasets import datasets_app
 from training import datasets
+from training.contract import TrainConfig, UserError
 from training.datasets import DatasetError, DatasetNameError, EmptyDatasetError, UnknownDatasetError
+from training.files import runs
 
 
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GANSERVE_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("GANSERVE_MODELS", str(tmp_path / "models"))
     return tmp_path / "state"
 
 
@@ -92,13 +96,15 @@ def test_show_tells_what_is_on_the_card_and_writes_a_sheet(tmp_path: Path, capsy
     told = capsys.readouterr().out
     assert "fashion-mnist-10k: 10,000 images of 1 x 28 x 28, 10 classes" in told
     assert "licence   MIT; Copyright (c) 2017 Zalando SE" in told
-    assert "sneaker, bag, ankle boot" in told
+    assert "sneaker 1,000, bag 1,000, ankle boot 1,000" in told
     images = datasets.load("fashion-mnist-10k", tmp_path).images
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet)
-    assert pixels.shape == (8 * 28, 8 * 28)
-    assert np.array_equal(pixels[:28, :28], images[0, 0])
-    assert np.array_equal(pixels[-28:, -28:], images[-1, 0])
+    assert pixels.shape == (10 * 30 - 2, 6 * 30 - 2), "each class begins a row"
+    labels = datasets.load("fashion-mnist-10k", tmp_path).labels
+    assert labels is not None
+    assert np.array_equal(pixels[:28, :28], images[labels == 0][0, 0])
+    assert np.array_equal(pixels[-28:, -28:], images[labels == 9][-1, 0])
 
 
 def test_a_sheet_of_few_colour_images_leaves_the_rest_white(tmp_path: Path) -> None:
@@ -106,8 +112,8 @@ def test_a_sheet_of_few_colour_images_leaves_the_rest_white(tmp_path: Path) -> N
     run("show", "own", "--sheet", tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet)
-    assert pixels.shape == (8, 64, 3)
-    assert pixels[0, ::8, 0].tolist() == [0, 1, 2, 255, 255, 255, 255, 255]
+    assert pixels.shape == (8, 8 * 10 - 2, 3)
+    assert pixels[0, ::10, 0].tolist() == [0, 1, 2, 255, 255, 255, 255, 255]
 
 
 def sides(folder: Path, num_pairs: int = 3) -> Path:
@@ -130,7 +136,7 @@ def test_pairs_are_added_listed_and_shown_side_by_side(tmp_path: Path, state: Pa
     assert told[2:4] == [line, line]
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet)
-    assert pixels.shape == (8, 8 * 16, 3)
+    assert pixels.shape == (8, 8 * 18 - 2, 3)
     assert pixels[3, 4:56:8].tolist() == [*([255, 0, 0], [0, 0, 0]), *([255, 0, 0], [1, 1, 1]), *([255, 0, 0], [2, 2, 2]), [255] * 3]
     assert datasets.card("own", state / "datasets").licence == "CC0"
 
@@ -221,3 +227,73 @@ def test_errors_are_one_sentence_of_one_family(tmp_path: Path) -> None:
         run("show", "own")
     with pytest.raises(DatasetError, match=r"the sheet cannot be written to .*: No such file"):
         run("show", "fashion-mnist-10k", "--sheet", tmp_path / "nowhere" / "sheet.png")
+
+
+def test_an_archive_alone_names_its_set(tmp_path: Path, state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = pictures(tmp_path / "p")
+    shutil.make_archive(str(tmp_path / "My Pets"), "zip", folder)
+    run("add", tmp_path / "My Pets.zip", "--size", 8)
+    assert capsys.readouterr().out == "registered my-pets: 3 images of 1 x 8 x 8\n"
+    assert datasets.card("my-pets", state / "datasets").source == "the archive My Pets.zip"
+    run("add", folder, "--size", 8)
+    assert datasets.card("p", state / "datasets").content_sha256 == datasets.card("my-pets", state / "datasets").content_sha256
+    (tmp_path / "_").mkdir()
+    with pytest.raises(DatasetError, match="tells no name for its set: give one before it"):
+        run("add", tmp_path / "_")
+
+
+def test_the_card_tells_classes_copies_sizes_and_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = pictures(tmp_path / "p")
+    Image.new("L", (20, 10), 0).save(folder / "copy.png")
+    (folder / "metadata.csv").write_text(
+        "file_name,label,text,by\n000.png,cat,one,me\n001.png,dog,,me\n002.png,dog,two,me\ncopy.png,dog,,me\n"
+    )
+    run("add", folder, "--size", 8)
+    run("show", "p")
+    told = capsys.readouterr().out
+    for line in (
+        "classes   cat 1, dog 3",
+        "captions  2",
+        "copies    1 of the images equal an earlier one",
+        "pictures  of 8 x 8 to 20 x 10 pixels, the median 8 x 8",
+        "note      of metadata.csv, nothing is read but file_name, label and text; it has by too",
+    ):
+        assert line in told.splitlines()
+
+
+def test_a_sheet_is_of_one_class_where_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("sheet", "fashion-mnist-10k", "--label", "bag", "--num-images", 3)
+    with Image.open("fashion-mnist-10k.png") as sheet:
+        pixels = np.asarray(sheet)
+    loaded = datasets.load("fashion-mnist-10k", tmp_path)
+    assert loaded.labels is not None
+    assert np.array_equal(pixels[:, :28], loaded.images[loaded.labels == 8][0, 0])
+    assert pixels[:, 90:].min() == 255
+    with pytest.raises(DatasetError, match="data set fashion-mnist-10k has no class 'hat'; its classes: t-shirt/top, trouser"):
+        run("sheet", "fashion-mnist-10k", "--label", "hat")
+    with pytest.raises(DatasetError, match="--num-images 257 is not allowed: give 1 to 256"):
+        run("sheet", "fashion-mnist-10k", "--num-images", 257)
+
+
+def test_large_images_are_reduced_on_a_sheet(tmp_path: Path) -> None:
+    run("add", "own", pictures(tmp_path / "p"), "--size", 200)
+    run("sheet", "own", "-o", tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (8 * 130 - 2, 128)
+
+
+def test_a_set_is_removed_unless_it_is_built_in_or_used(tmp_path: Path, state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("add", "own", pictures(tmp_path / "p"))
+    folder = state / "jobs" / "job"
+    runs.create(folder, TrainConfig(dataset="own"), "job")
+    with pytest.raises(UserError, match="data set 'own' is used by job: cancel those jobs first"):
+        run("remove", "own")
+    runs.write_status(folder, runs.read_status(folder).model_copy(update={"state": "cancelled"}))
+    run("remove", "own")
+    assert capsys.readouterr().out.endswith("removed own\n")
+    assert [path.name for path in (state / "datasets").iterdir()] == [".staging"]
+    with pytest.raises(UserError, match="there is no data set 'own'"):
+        run("remove", "own")
+    with pytest.raises(UserError, match="is built in and cannot be removed"):
+        run("remove", "fashion-mnist-10k")

@@ -333,10 +333,22 @@ def test_an_initial_model_that_was_damaged_meanwhile_fails_the_run(bench: Bench,
 
 def test_a_set_of_copies_fails_with_its_sentence(bench: Bench, make_config: MakeConfig, tmp_path: Path) -> None:
     folder = tmp_path / "datasets"
-    datasets.write("copies", folder, About((1, 16, 16), "a test", "CC0"), [Batch(np.zeros((200, 1, 16, 16), np.uint8))])
-    run = bench.create("run", make_config().model_copy(update={"dataset": "copies"}))
+    card = datasets.write("copies", folder, About((1, 16, 16), "a test", "CC0"), [Batch(np.zeros((200, 1, 16, 16), np.uint8))])
+    run = bench.create("run", make_config().model_copy(update={"dataset": "copies", "dataset_sha256": card.content_sha256}))
     assert work(run, replace(bench.places, datasets=folder), CPU) == 1
     assert "all of them are held out, because they are copies" in runs.read_status(run).message
+
+
+def test_a_set_that_took_the_name_of_the_one_that_a_run_was_begun_with_is_not_trained_on(
+    bench: Bench, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config()
+    images = np.random.default_rng(1).integers(0, 256, (160, 1, 16, 16), dtype=np.uint8)
+    datasets.write("tiny", tmp_path / "datasets", About((1, 16, 16), "a test", "CC0"), [Batch(images)])
+    run = bench.create("run", config)
+    assert work(run, replace(bench.places, datasets=tmp_path / "datasets"), CPU) == 1
+    message = runs.read_status(run).message
+    assert f"and {config.dataset_sha256} is wanted: it was removed and another was added by its name" in message
 
 
 def test_a_stop_is_asked_of_the_process_only_while_it_trains(bench: Bench, make_config: MakeConfig) -> None:

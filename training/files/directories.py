@@ -72,10 +72,15 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def staging(parent: Path) -> Iterator[Path]:
-    """An empty directory under `parent/.staging`, removed at the end unless `commit` has moved it away."""
+def staging(parent: Path, *, must_exist: bool = False) -> Iterator[Path]:
+    """An empty directory under `parent/.staging`, removed at the end unless `commit` has moved it away.
+
+    Args:
+        must_exist: whether the parent is not made where it is missing: whoever has taken it away does not want it back.
+    """
     staged = parent / STAGING / uuid.uuid4().hex
-    staged.mkdir(parents=True)
+    staged.parent.mkdir(parents=not must_exist, exist_ok=True)
+    staged.mkdir()
     try:
         yield staged
     finally:

@@ -100,13 +100,24 @@ def _decode(file: BinaryIO) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of a picture that is opened and not decoded, as it will be upright."""
+    is_turned = "exif" in image.info and _orientation(image) >= 5  # where EXIF lies behind the pixels, it would be decoded for it
+    return (image.height, image.width) if is_turned else image.size
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1 where there is none that can be read."""
     # ImageOps.exif_transpose also writes the EXIF anew, which fails on odd tags that we do not need
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DECODER_ERRORS:
-        return image
-    method = _UPRIGHT.get(orientation)
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    method = _UPRIGHT.get(_orientation(image))
     return image if method is None else image.transpose(method)
 
 
