@@ -8,10 +8,11 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from app import examples
-from app.errors import MEDIA_TYPE, ProblemDocument, is_protocol
+from app.errors import MEDIA_TYPE, is_protocol
 from app.protocol.documents import InferRequest, ProtocolError
 from app.schemas.inference import DiscriminateRequest, GenerateRequest, InterpolateRequest, Pictures, TransformRequest
 from app.schemas.models import AliasRequest
+from app.schemas.problems import ProblemDocument
 from training.contract import TrainConfig
 from training.files import runs
 

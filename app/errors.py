@@ -44,27 +44,10 @@ from pydantic import BaseModel, JsonValue
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 
+from app.schemas.problems import FieldError as FieldError  # noqa: PLC0414 -- whoever raises a problem has it from here
+
 MEDIA_TYPE = "application/problem+json"
 PROTOCOL = "/v2"  # the routes of the Open Inference Protocol
-
-
-class FieldError(BaseModel):
-    """One field that is wrong: where (RFC 6901 pointer into the body), what is wrong, what was given."""
-
-    pointer: str
-    message: str
-    given: str | None = None
-
-
-class ProblemDocument(BaseModel):
-    """The body of every answer that is not a success (RFC 9457)."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    errors: list[FieldError] = []
 
 
 class Problem(Exception):

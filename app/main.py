@@ -12,7 +12,7 @@ from app import docs, errors
 from app.guard import Guard
 from app.metrics import Metrics
 from app.reception import Reception
-from app.routes import datasets, inference, models, operations, protocol, training, watching
+from app.routes import augmentation, datasets, inference, models, operations, protocol, training, watching
 from app.service import running
 from app.settings import Settings
 
@@ -23,7 +23,7 @@ Mistakes are answered as `application/problem+json` (RFC 9457).
 """
 
 
-_INFERENCE = (inference.router, protocol.inference_router)
+_INFERENCE = (inference.router, augmentation.router, protocol.inference_router)
 _OTHERS = (
     models.router,
     datasets.router,

@@ -104,11 +104,21 @@ def _wrong(pointer: str, message: str, given: object) -> Invalid:
 # --- latents ------------------------------------------------------------------------------------------------------------------
 
 
-def _seeds(first: int | None, count: int) -> tuple[int, ...]:
+def first_seed(first: int | None, count: int) -> int:
+    """The first of so many seeds, drawn where it is not given.
+
+    Raises:
+        Invalid: they would not all be seeds.
+    """
     if first is None:
         first = secrets.randbelow(MAX_SEED - count + 2)
     if first < 0 or first + count - 1 > MAX_SEED:
         raise _wrong("/seed", f"{count} seeds from {first} on end at {first + count - 1}; seeds are 0 to {MAX_SEED}", first)
+    return first
+
+
+def _seeds(first: int | None, count: int) -> tuple[int, ...]:
+    first = first_seed(first, count)
     return tuple(range(first, first + count))
 
 

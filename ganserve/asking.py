@@ -50,7 +50,7 @@ def generate(
 ) -> None:
     """Make images: a grid as .png, .jpg or .webp, or single ones as .zip, .npy or .json."""
     form = form_of(output, STILLS)
-    body = _body(
+    body = body_of(
         model,
         num_images=num_images,
         seed=seed,
@@ -87,7 +87,7 @@ def interpolate(
     """Walk from seed to seed: a strip or a grid as .png, .jpg or .webp, or an animation as .gif or .webp."""
     form = form_of(output, FRAMES)
     layout = "animation" if animate or form == "image/gif" else "grid" if columns is not None else None
-    body = _body(
+    body = body_of(
         model,
         anchors=[{"seed": seed} for seed in seeds],
         steps=steps,
@@ -115,7 +115,7 @@ def transform(
 ) -> None:
     """Make a picture of a picture, as .png, .jpg or .webp, with a model that does so."""
     form = form_of(output, PICTURES)
-    fields = {key: str(value) for key, value in _body(model).items()}
+    fields = {key: str(value) for key, value in body_of(model).items()}
     parts = [("file", (file.name, _read(file)))]
 
     async def question(client: httpx.AsyncClient) -> httpx.Response:
@@ -138,7 +138,7 @@ def discriminate(
     connection: Connection = Connection(),
 ) -> None:
     """Score pictures with a model's discriminator, and say where the scores lie among real and generated ones."""
-    form: dict[str, str | list[str]] = {key: str(value) for key, value in _body(model).items()}
+    form: dict[str, str | list[str]] = {key: str(value) for key, value in body_of(model).items()}
     form |= {"labels": list(labels)} if labels else {}
     parts = [("files", (path.name, _read(path))) for path in files]
     parts += [("sources", (path.name, _read(path))) for path in sources]
@@ -157,7 +157,8 @@ def discriminate(
         print(", ".join(parts_of_line))
 
 
-def _body(model: str, **fields: object) -> dict[str, object]:
+def body_of(model: str, **fields: object) -> dict[str, object]:
+    """What to send: whom to ask, by name and version, and every field that was given."""
     name, _, version = model.partition("/")
     asked = {"model": name, "version": int(version) if re.fullmatch(r"[0-9]+", version) else version or None}
     return {key: value for key, value in (asked | fields).items() if value is not None}

@@ -7,6 +7,7 @@ import cyclopts
 from pydantic import ValidationError
 
 from ganserve.asking import discriminate, generate, interpolate, transform
+from ganserve.augment import augment
 from ganserve.bench import bench
 from ganserve.datasets import datasets_app
 from ganserve.fsck import fsck, rebuild_index
@@ -30,6 +31,7 @@ app.command(generate)
 app.command(interpolate)
 app.command(transform)
 app.command(discriminate)
+app.command(augment)
 app.command(bench)
 app.command(tune)
 app.command(fsck)

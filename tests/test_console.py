@@ -51,6 +51,7 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "interpolate",
         "transform",
         "discriminate",
+        "augment",
         "bench",
         "tune",
         "models",

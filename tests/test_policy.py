@@ -48,6 +48,8 @@ IMPORTS = (
     ("training.submission", "training.* !training.architectures.* !training.worker", "pydantic"),
     ("training.*", "training.* !training.architectures.* !training.worker !training.catalog", "torch torchvision numpy pydantic"),
     ("app.main", "app.*", "fastapi"),
+    ("app.client", "app.client.* app.schemas.*", "httpx"),  # no torch, no FastAPI: it stands in programs that only ask
+    ("app.client.*", "app.client.* app.archives app.schemas.* training.contract", "httpx PIL pydantic rich"),
     ("app.server", "app.*", "uvicorn"),
     ("app.routes.*", "app.* !app.main !app.engine !app.batcher !app.routes.* training.contract", "fastapi pydantic starlette"),
     ("app.jobs", "app.* !app.main !app.routes.* training.contract training.catalog training.files.*", "pydantic"),
@@ -82,6 +84,7 @@ IMPORTS = (
         (f"app.{room}", "app.* !app.main !app.routes.* training.contract training.probe training.files.*", "torch numpy pydantic")
         for room in ("inference", "scoring", "transform", "forms")
     ),
+    ("app.augmentation", "app.* !app.main !app.routes.* training.contract training.datasets", "numpy"),
     ("app.backends", "app.choices training.contract training.files.onnx", "torch"),
     ("app.encoders", "app.errors", "PIL isal numpy"),
     ("app.protocol.*", "app.* !app.main !app.routes.* training.contract", "torch numpy pydantic pydantic_core"),

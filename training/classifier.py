@@ -123,7 +123,7 @@ def train_classifier(dataset: Dataset, num_epochs: int, seed: int) -> Classifier
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=num_steps)
     for _ in range(num_epochs):
         for rows in torch.split(torch.randperm(len(pixels), generator=random), BATCH_SIZE):
-            images = _shifted(to_images(pixels[rows]), random)
+            images = shifted(to_images(pixels[rows]), random)
             loss = F.cross_entropy(classifier(images), labels[rows], label_smoothing=0.05)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
@@ -132,7 +132,7 @@ def train_classifier(dataset: Dataset, num_epochs: int, seed: int) -> Classifier
     return classifier.requires_grad_(False).eval()
 
 
-def _shifted(images: Tensor, random: torch.Generator) -> Tensor:
+def shifted(images: Tensor, random: torch.Generator) -> Tensor:
     """Each image moved by its own whole number of pixels, black moving in."""
     num_images, _, height, width = images.shape
     offsets = torch.randint(0, 2 * NUM_SHIFTED + 1, (2, num_images, 1), generator=random)
