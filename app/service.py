@@ -6,15 +6,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import torch
 from fastapi import Depends, Request
 
 from app import backends, choices, visits
 from app.batcher import Batcher
-from app.datasets import DatasetService
-from app.errors import IndexUnavailable
+from app.errors import IndexUnavailable, NotServed
 from app.index import Index
 from app.jobs import JobService
 from app.metrics import Metrics
@@ -28,6 +27,9 @@ from app.workers import WorkerSettings
 from training.files import versions
 from training.files.locks import LOCK, LockedError, hold, is_held
 from training.files.machine import memory_megabytes, num_cores
+
+if TYPE_CHECKING:
+    from app.datasets import DatasetService
 
 SERVERS = ".servers"  # in the folder of jobs: a folder for each server that shares it
 REFRESH_SECONDS = 1.0  # a version published by another process is noticed within two
@@ -45,7 +47,7 @@ class Service:
     store: Store
     batcher: Batcher
     jobs: JobService
-    datasets: DatasetService
+    known_datasets: "DatasetService | None"
     pool: Pool
     decoders: Pool
     administration: Room
@@ -53,6 +55,18 @@ class Service:
     stopping: asyncio.Event
     metrics: Metrics
     watcher: "asyncio.Task[None]"
+
+    @property
+    def datasets(self) -> "DatasetService":
+        """Raises NotServed where this process has no trainer."""
+        self.expect_trainer()
+        assert self.known_datasets is not None
+        return self.known_datasets
+
+    def expect_trainer(self) -> None:
+        """Raises NotServed where this process has none."""
+        if self.known_datasets is None:
+            raise NotServed("this process serves only; it has no training.datasets")
 
     async def in_pool(self, work: Callable[[], Result], phase: Phase, num_images: int = 1) -> Result:
         """Run what would hold up the event loop: encoding, reading files."""
@@ -72,7 +86,8 @@ class Service:
     def check_alive(self) -> None:
         """Raise what ended the work behind the routes, if anything has."""
         self.jobs.check_alive()
-        self.datasets.check_alive()
+        if self.known_datasets is not None:
+            self.known_datasets.check_alive()
         if self.watcher.done():
             self.watcher.result()
 
@@ -203,17 +218,28 @@ async def running(settings: Settings, metrics: Metrics) -> AsyncIterator[Service
         worker = _worker_settings(settings, device, len(devices))
         jobs = JobService(settings.jobs, Index(settings.index_url, settings.node), worker, store.refresh, devices)
         stack.push_async_callback(jobs.close)
-        datasets = DatasetService(settings.datasets, settings.imports, jobs)
-        stack.push_async_callback(datasets.close)
+        datasets = _open_datasets(settings, jobs)
+        if datasets is not None:
+            stack.push_async_callback(datasets.close)
         await store.look()
         if settings.run_jobs:
             await jobs.start()
-            await datasets.start()
+            if datasets is not None:
+                await datasets.start()
         watcher = asyncio.create_task(_watch(store))
         stack.push_async_callback(_end, watcher)
         yield Service(
             settings, device, store, batcher, jobs, datasets, pool, decoders, administration, watchers, asyncio.Event(), metrics, watcher
         )
+
+
+def _open_datasets(settings: Settings, jobs: JobService) -> "DatasetService | None":
+    """None where this process has no trainer, whose sets they are."""
+    try:
+        from app.datasets import DatasetService  # noqa: PLC0415  it may not be there
+    except ImportError:
+        return None
+    return DatasetService(settings.datasets, settings.imports, jobs)
 
 
 async def _watch(store: Store) -> None:

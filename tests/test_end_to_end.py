@@ -260,8 +260,9 @@ def test_a_model_is_served_by_a_process_that_cannot_import_the_trainer(tmp_path:
                     files = [("files", ("own.png", made.content))]
                     scored = await client.post("/discriminate", data={{"model": model}}, files=files)
                     assert scored.status_code == 200, scored.text
-                for path in ("/train", "/architectures"):
-                    refused = await (client.post(path, json={{}}) if path == "/train" else client.get(path))
+                for path in ("/train", "/datasets/few/augment", "/architectures", "/datasets"):
+                    body = {{}} if path == "/train" else {{"model": "digits"}}
+                    refused = await (client.post(path, json=body) if path.endswith(("train", "augment")) else client.get(path))
                     assert refused.status_code == 501, refused.text
                     print(refused.json()["detail"])
 
@@ -271,4 +272,4 @@ def test_a_model_is_served_by_a_process_that_cannot_import_the_trainer(tmp_path:
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("this process serves only") == 2
+    assert finished.stdout.count("this process serves only") == 4

@@ -1,13 +1,11 @@
 """Labelled images of a model's, for a data set."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.responses import StreamingResponse
 
-from app import augmentation
-from app.augmentation import Plan
 from app.clients import while_connected
 from app.forms import JSON, ZIP
 from app.negotiation import choose
@@ -15,6 +13,9 @@ from app.schemas.augmentation import AugmentRequest
 from app.schemas.common import MAX_JSON_BYTES
 from app.service import Service, ServiceOf
 from training.contract import DatasetCard
+
+if TYPE_CHECKING:
+    from app.augmentation import Plan
 
 router = APIRouter(tags=["datasets"])
 _ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -43,6 +44,9 @@ async def augment(
     of each. With `save_as`, they become a data set in place of it, whose card says where they come from. Each image's seed gives the same
     image again by /generate, with its class as the label.
     """
+    service.expect_trainer()
+    from app import augmentation
+
     choose(accept, (ZIP,) if body.save_as is None else (JSON,))
     plan = await augmentation.plan(service, dataset, body)
     if body.save_as is None:
@@ -51,8 +55,10 @@ async def augment(
     return Response(card.model_dump_json(), 201, {"Location": f"/datasets/{card.name}"}, JSON)
 
 
-async def _archive(request: Request, service: Service, plan: Plan) -> Response:
+async def _archive(request: Request, service: Service, plan: "Plan") -> Response:
     """It begins once there is something to send: until then, a refusal is one."""
+    from app import augmentation
+
     pieces = augmentation.zipped(service, plan)
     first = await while_connected(request, anext(pieces))
 
