@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 
+from training.commands import train_command
 from training.contract import Manifest, ModuleSpec, TensorSpec
 
 
@@ -37,7 +38,7 @@ def model_card(manifest: Manifest) -> str:
         _table(("figure", "value"), [(key, _number(value)) for key, value in manifest.metrics.items()]),
         "## Recipe",
         "It is trained again by",
-        f"```console\n$ {manifest.command}\n```",
+        f"```console\n$ {train_command(manifest.config)}\n```",
         "and with every default resolved:",
         f"```json\n{json.dumps(manifest.config.model_dump(mode='json'), indent=2)}\n```",
         "## Files",

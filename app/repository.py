@@ -1,14 +1,14 @@
 """What lies in the model repositories, as documents: no model file is opened here, and no torch is needed."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from training.contract import FileSpec, Manifest, is_name
-from training.files import versions
+from training.contract import Manifest, is_name
+from training.files import digests, versions
 
 Stamp = tuple[tuple[str, int, int, int], ...]  # name, inode, size and time of each file: what changes when a file does
 
@@ -32,6 +32,8 @@ class Entry:
     stamp: Stamp
     manifest: Manifest | None
     reason: str = ""
+    digest: str = ""  # of its manifest's bytes; empty where they cannot be read
+    is_trusted: bool = False  # by that digest
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,21 @@ class Inventory:
         )
 
 
-def scan(repositories: Sequence[Path], before: Inventory) -> Inventory:
+def scan(repositories: Sequence[Path], before: Inventory, trusted: Path) -> Inventory:
     """Look again; where nothing has changed the answer is `before` itself, and what has not changed keeps its entry.
+
+    Args:
+        trusted: the folder of the digests that were published or confirmed here.
 
     Raises:
         OSError: a repository cannot be read.
     """
     obstacles: list[Broken] = []
     entries: dict[str, dict[int, Entry]] = {}
+    known = digests.known(trusted)
     for name, folders in _folders(repositories, obstacles).items():
-        known = before.entries.get(name, {})
-        found = [_entry(name, number, folder, known.get(number)) for number, folder in sorted(folders.items())]
+        was = before.entries.get(name, {})
+        found = [_entry(name, number, folder, was.get(number), known) for number, folder in sorted(folders.items())]
         if present := {entry.number: entry for entry in found if entry is not None}:
             entries[name] = present
     aliases: dict[str, Mapping[str, int]] = {}
@@ -95,31 +101,37 @@ def _folders(repositories: Sequence[Path], obstacles: list[Broken]) -> dict[str,
     return dict(sorted(folders.items()))
 
 
-def _entry(name: str, number: int, folder: Path, before: Entry | None) -> Entry | None:
+def _entry(name: str, number: int, folder: Path, before: Entry | None, known: Container[str]) -> Entry | None:
     """The version directory, or None where it was removed at this moment; `before` itself where nothing has changed."""
     try:
         stamp = _stamp(folder)
     except FileNotFoundError:
         return None
-    if before is not None and (before.folder, before.stamp) == (folder, stamp):
+    if before is not None and (before.folder, before.stamp, before.is_trusted) == (folder, stamp, before.digest in known):
         return before
-    manifest, reason = _manifest(folder)
+    manifest, reason, digest = _manifest(folder)
     if manifest is not None and (manifest.name, manifest.version) != (name, number):
         reason = f"manifest.json is of {manifest.name!r} version {manifest.version}; a version cannot be copied under another name"
-    return Entry(name, number, folder, stamp, None if reason else manifest, reason)
+    elif manifest is not None and digest not in known:
+        reason = digests.unknown(digest, f"{name}/{number}")
+    return Entry(name, number, folder, stamp, None if reason else manifest, reason, digest, digest in known)
 
 
-def _manifest(folder: Path) -> tuple[Manifest | None, str]:
+def _manifest(folder: Path) -> tuple[Manifest | None, str, str]:
+    """What it says, why that cannot be read, and the digest of its bytes."""
     try:
-        return Manifest.model_validate_json((folder / versions.MANIFEST).read_bytes()), ""
+        content = (folder / versions.MANIFEST).read_bytes()
     except FileNotFoundError:
-        return None, "manifest.json is missing"
+        return None, "manifest.json is missing", ""
     except OSError as error:
-        return None, f"manifest.json cannot be read: {error.strerror}"
+        return None, f"manifest.json cannot be read: {error.strerror}", ""
+    digest = digests.digest_of(content)
+    try:
+        return Manifest.model_validate_json(content), "", digest
     except ValidationError as error:
         first, *more = error.errors(include_url=False, include_input=False)
         place = ".".join(str(part) for part in first["loc"])
-        return None, f"manifest.json: {place + ': ' if place else ''}{first['msg']}{f' (and {len(more)} more)' if more else ''}"
+        return None, f"manifest.json: {place + ': ' if place else ''}{first['msg']}{f' (and {len(more)} more)' if more else ''}", digest
 
 
 def _stamp(folder: Path) -> Stamp:
@@ -141,9 +153,3 @@ def _aliases(repositories: Sequence[Path], name: str, before: Inventory, obstacl
         return before.aliases.get(name, {}), before.shares.get(name, 0.0)
     share = pointers[versions.CANARY].share if versions.CANARY in pointers else 0.0
     return {alias: pointer.version for alias, pointer in pointers.items()}, share
-
-
-def files_of(manifest: Manifest) -> dict[str, FileSpec]:
-    """Every file that the manifest names, by its name."""
-    modules = [manifest.generator, *([manifest.discriminator] if manifest.discriminator else []), *manifest.parts.values()]
-    return {file.file: file for file in [*(file for module in modules for file in module.files.values()), manifest.samples]}

@@ -180,6 +180,8 @@ def _worker_settings(settings: Settings, device: torch.device, num_at_once: int)
         settings.datasets,
         settings.weights,
         settings.models,
+        settings.digests,
+        keep_versions=settings.keep_versions,
         memory_megabytes=settings.training_memory_megabytes or memory_megabytes() * 3 // 4 // num_at_once,
         device_memory_share=settings.training_gpu_percent / 100 if device.type == "cuda" else None,
     )
@@ -210,7 +212,13 @@ async def running(settings: Settings, metrics: Metrics) -> AsyncIterator[Service
         metrics.watch("ganserve_watchers", "Clients that watch a job's events", lambda: watchers.amount)
         batcher = Batcher(settings.queue_images, settings.engine_threads, encoders=pool, metrics=metrics)
         store = Store(
-            settings.models, device, batcher, memory_bytes=settings.model_memory_bytes, pins=settings.pins, choose=settings.choice
+            settings.models,
+            device,
+            batcher,
+            digests=settings.digests,
+            memory_bytes=settings.model_memory_bytes,
+            pins=settings.pins,
+            choose=settings.choice,
         )
         stack.push_async_callback(store.aclose)
         stack.push_async_callback(batcher.aclose)

@@ -13,6 +13,7 @@ from app import choices
 from app.choices import Backend, Choice, Choices
 from app.logs import LogFormat
 from training.contract import UserError
+from training.files import digests
 from training.files.machine import num_cores
 
 Word = TypeVar("Word", bound=str)
@@ -52,6 +53,7 @@ class Settings:
     jobs_at_once: how many jobs train at once; one a GPU, or one on a CPU, when None.
     training_memory_megabytes: what one job's worker may take; three quarters of the machine's, shared by all of them, when None.
     training_gpu_percent: of a GPU's memory, what its worker may take; the models that are served have the rest.
+    keep_versions: how many of a model's newest versions stay when one more is published, beside those that an alias names; all when None.
     run_jobs: whether this process starts workers; a command that only asks does not.
     """
 
@@ -77,6 +79,7 @@ class Settings:
     jobs_at_once: int | None = None
     training_memory_megabytes: int | None = None
     training_gpu_percent: int = 50
+    keep_versions: int | None = None
     run_jobs: bool = True
 
     @property
@@ -106,6 +109,11 @@ class Settings:
         return self.state / "imports"
 
     @property
+    def digests(self) -> Path:
+        """What was published or confirmed here; no other model is loaded."""
+        return self.state / digests.FOLDER
+
+    @property
     def jobs(self) -> Path:
         return self.state / "jobs"
 
@@ -119,7 +127,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
     """Settings from GANSERVE_MODELS (separated as in PATH), GANSERVE_STATE, _DEVICE, _THREADS, _BACKEND, _HOST, _PORT, _ALLOWED_HOSTS
     (separated by commas), _API_KEY or _API_KEY_FILE, _QUEUE_IMAGES, _QUEUE_MEGABYTES, _DEADLINE_SECONDS, _LOG_FORMAT, _ACCESS_LOG (0, 1),
     _MODEL_MEMORY_MEGABYTES, _PIN (names, separated by commas), _DATABASE_URL, _NODE, _JOBS_AT_ONCE, _TRAINING_MEMORY_MEGABYTES,
-    _TRAINING_GPU_PERCENT.
+    _TRAINING_GPU_PERCENT, _KEEP_VERSIONS.
 
     Raises:
         SettingsError: a value that cannot be used.
@@ -150,6 +158,7 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Settings:
         jobs_at_once=_number(given, "GANSERVE_JOBS_AT_ONCE", 1, 64),
         training_memory_megabytes=_number(given, "GANSERVE_TRAINING_MEMORY_MEGABYTES", 256, 10**7),
         training_gpu_percent=_number(given, "GANSERVE_TRAINING_GPU_PERCENT", 1, 99) or default.training_gpu_percent,
+        keep_versions=_number(given, "GANSERVE_KEEP_VERSIONS", 1, 10**6),
     )
 
 

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,11 +23,11 @@ from app.choices import Backend, Choice, as_published
 from app.engine import Engine, ModuleName, served_modules
 from app.engines import Engines, num_bytes
 from app.errors import Conflict, FieldError, Invalid, NotFound, UnknownModel, UnknownVersion, did_you_mean, show
-from app.repository import Broken, Entry, Inventory, files_of, scan
+from app.repository import Broken, Entry, Inventory, scan
 from training.contract import FileSpec, Manifest
 from training.files import versions
 from training.files.directories import DamagedFileError, verify
-from training.files.versions import CANARY, PRODUCTION
+from training.files.versions import CANARY, LATEST, PRODUCTION
 
 _log = logging.getLogger(__name__)
 
@@ -63,18 +64,20 @@ class Store:
         device: torch.device,
         batcher: Batcher,
         *,
+        digests: Path,
         memory_bytes: int | None = None,
         pins: Sequence[str] = (),
         choose: Callable[[str, ModuleName], Choice] = lambda _model, module: as_published(module),
     ) -> None:
         """
         Args:
+            digests: the folder of those that were published or confirmed here; no other version is loaded.
             memory_bytes: what loaded versions may take, by `num_bytes`; no limit when None.
             pins: models that are loaded first, and whose versions with a name are never let go.
             choose: how a model's module is to be run.
         """
         self.has_first = asyncio.Event()  # a model answers at once, or there is none to wait for
-        self._repositories = tuple(repositories)
+        self._repositories, self._digests = tuple(repositories), digests
         self._pins = frozenset(pins)
         self._engines = Engines(batcher, device, memory_bytes, choose)
         self._inventory = Inventory()  # what requests see; replaced whole
@@ -111,7 +114,7 @@ class Store:
     async def look(self) -> list[Entry]:
         """The first half of `refresh`: notice, and give what is to be loaded, in order; raises as `refresh` does."""
         async with self._looking:
-            self._found = await asyncio.to_thread(scan, self._repositories, self._found)
+            self._found = await asyncio.to_thread(scan, self._repositories, self._found, self._digests)
             return self._adopt(self._found)
 
     async def engine(self, name: str, version: int | str | None = None) -> Engine:
@@ -138,8 +141,8 @@ class Store:
             Conflict: the first repository cannot be written to.
             UnknownModel, UnknownVersion: as `engine`.
         """
-        if not versions.is_alias(alias):
-            raise _wrong("alias", f"{show(alias)} cannot be one: small letters, digits, '.', '_' and '-' are allowed, and not digits alone")
+        if not versions.may_be_pointed(alias):
+            raise _wrong("alias", f"{show(alias)} cannot be one: {versions.ALIAS_RULE}")
         if share and alias != CANARY:
             raise _wrong("share", f"only {CANARY!r} can have a share of the requests; leave it out for {alias!r}")
         await self.refresh(name)  # it may have been published a moment ago
@@ -165,15 +168,33 @@ class Store:
         async with self._writing[name]:
             await self._write(name, lambda: versions.remove_alias(self._repositories, name, alias))
 
-    async def _write(self, name: str, write: Callable[[], None]) -> None:
-        """Change aliases on disk, then what requests see."""
+    async def remove(self, name: str, version: str) -> None:
+        """Take a version away, by its number, which is not used again. Requests that run end on it.
+
+        Raises:
+            UnknownModel, UnknownVersion: there is no such version.
+            Conflict: an alias names it, it is pinned, or it lies where nothing can be written.
+        """
+        await self.refresh(name)
+        self._model_aliases(name)
+        if not version.isascii() or not version.isdecimal():
+            raise UnknownVersion(f"{show(version)} is no number, and a version is removed by its number; {self._choices(name)}")
+        async with self._writing[name]:
+            remove = partial(versions.remove, self._repositories, name, int(version), self._pins)
+            await self._write(name, remove, f"version {int(version)} of {name} stays")
+
+    async def _write(self, name: str, write: Callable[[], None], otherwise: str = "") -> None:
+        """Change aliases or versions on disk, then what requests see."""
         try:
             await asyncio.to_thread(write)
         except LookupError as error:
             raise UnknownVersion(str(error.args[0])) from error
+        except versions.KeptError as error:
+            raise Conflict(str(error)) from error
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "the aliases.json that is there cannot be read"
-            raise Conflict(f"the aliases of {name} stay as they are: {reason}; they are written to the first of --models") from error
+            otherwise = otherwise or f"the aliases of {name} stay as they are"
+            raise Conflict(f"{otherwise}: {reason}; the first of --models is the one that is written to") from error
         await self.refresh(name)
 
     @property
@@ -195,6 +216,10 @@ class Store:
         """The version that answers where none is named; raises as `engine` does."""
         return self._resolve(name, None).number
 
+    def entry(self, name: str, version: int | str | None = None) -> Entry:
+        """A version as it lies on disk; raises as `engine` does."""
+        return self._resolve(name, version)
+
     def manifest(self, name: str, version: int | str | None = None) -> Manifest:
         """What a version is, without loading it; raises as `engine` does."""
         manifest = self._resolve(name, version).manifest
@@ -213,7 +238,7 @@ class Store:
             NotFound: the manifest names no such file, or it is no longer what the manifest says.
         """
         entry = self._resolve(name, version)
-        files = files_of(self.manifest(name, entry.number))
+        files = self.manifest(name, entry.number).all_files
         if file not in files:
             raise NotFound(f"{name} version {entry.number} has no file {show(file)}; there are: {', '.join(files)}")
         try:
@@ -250,7 +275,8 @@ class Store:
             if name in self._defaults:
                 return self._defaults[name]
             raise UnknownVersion(f"model {name!r} has no version that can be served; {self._reasons(name)}")
-        number = int(version) if str(version).isascii() and str(version).isdecimal() else aliases.get(str(version))
+        newest = max(self._good(name), default=None) if version == LATEST else None
+        number = int(version) if str(version).isascii() and str(version).isdecimal() else aliases.get(str(version), newest)
         entry = None if number is None else self._inventory.entries[name].get(number)
         if entry is None:
             raise UnknownVersion(f"model {name!r} has no version {show(version)}; {self._choices(name)}")

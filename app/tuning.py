@@ -21,7 +21,7 @@ from app.proving import BrokenVersionError
 from app.service import pick_device
 from app.settings import Settings
 from training.contract import Manifest, now
-from training.files import versions
+from training.files import digests, versions
 from training.files.machine import num_cores
 from training.probe import probe_shape
 
@@ -102,7 +102,7 @@ def measure(settings: Settings, seconds: float, cores: int | None = None) -> Tun
         SettingsError: the device is not here.
     """
     begin, device, tuning = time.perf_counter(), pick_device(settings.device), Tuning(threads=settings.threads)
-    found = list(_versions(settings.models, tuning))
+    found = list(_versions(settings, tuning))
     usual, before = settings.engine_threads, torch.get_num_threads()
     possible = [backend for backend in get_args(Backend) if backend not in backends.HALVES and not backends.refusal(backend, device)]
     try:
@@ -120,11 +120,16 @@ def _thread_numbers(cores: int) -> set[int]:
     return {min(2**power, cores - 1) for power in range(cores.bit_length())} - {0}
 
 
-def _versions(repositories: Sequence[Path], tuning: Tuning) -> Iterator[_Version]:
-    for name in versions.names(repositories):
+def _versions(settings: Settings, tuning: Tuning) -> Iterator[_Version]:
+    known = digests.known(settings.digests)
+    for name in versions.names(settings.models):
         try:
-            folder = versions.find(name, repositories)
-            yield _Version(folder, Manifest.model_validate_json((folder / versions.MANIFEST).read_bytes()))
+            folder = versions.find(name, settings.models)
+            content = (folder / versions.MANIFEST).read_bytes()
+            if (digest := digests.digest_of(content)) in known:
+                yield _Version(folder, Manifest.model_validate_json(content))
+            else:
+                tuning.left_out.append(f"{name} is not measured: {digests.unknown(digest, f'{name}/{folder.name}')}")
         except (LookupError, OSError, ValueError) as error:
             tuning.left_out.append(f"{name} is not measured: {str(error).splitlines()[0]}")
 

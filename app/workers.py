@@ -25,7 +25,9 @@ class WorkerSettings:
     datasets: Path
     weights: Path
     repositories: tuple[Path, ...]
+    digests: Path
     threads: int = num_training_threads()
+    keep_versions: int | None = None  # of a model that is published
     niceness: int = 15  # well behind the threads that answer requests
     memory_megabytes: int | None = None
     device_memory_share: float | None = None
@@ -39,9 +41,11 @@ class WorkerSettings:
         """
         folder = folder.resolve()
         command = [sys.executable, "-m", "training.worker", str(folder), "--datasets", str(self.datasets.resolve())]
-        command += ["--weights", str(self.weights.resolve())]
+        command += ["--weights", str(self.weights.resolve()), "--digests", str(self.digests.resolve())]
         for repository in self.repositories:
             command += ["--repository", str(repository.resolve())]
+        if self.keep_versions is not None:
+            command += ["--keep-versions", str(self.keep_versions)]
         command += ["--device", device, "--threads", str(self.threads), "--nice", str(self.niceness), "--attempt", str(attempt)]
         if self.memory_megabytes is not None:
             command += ["--memory-megabytes", str(self.memory_megabytes)]

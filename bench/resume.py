@@ -170,6 +170,7 @@ def begin(folder: Path, name: str, config: TrainConfig) -> Path:
 
 def start(folder: Path, run: Path) -> subprocess.Popen[bytes]:
     places = ["--datasets", str(folder / "datasets"), "--repository", str(folder / "models" / run.name)]
+    places += ["--digests", str(folder / "digests")]
     command = [sys.executable, "-m", "training.worker", str(run), *places, "--device", "cpu", "--threads", "1"]
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
 

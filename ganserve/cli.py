@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from ganserve.asking import discriminate, generate, interpolate, transform
 from ganserve.augment import augment
+from ganserve.backups import backup, restore
 from ganserve.bench import bench
 from ganserve.datasets import datasets_app
 from ganserve.fsck import fsck, rebuild_index
@@ -15,6 +16,7 @@ from ganserve.jobs import jobs_app
 from ganserve.models import architectures, models_app
 from ganserve.serving import serve
 from ganserve.training import train
+from ganserve.transfers import download, import_, pull, push
 from ganserve.tuning import tune
 from training.contract import UserError
 
@@ -36,10 +38,14 @@ app.command(bench)
 app.command(tune)
 app.command(fsck)
 app.command(rebuild_index)
+for command, word in ((download, "download"), (import_, "import"), (push, "push"), (pull, "pull")):
+    models_app.command(command, name=word)
 app.command(models_app)
 app.command(jobs_app)
 app.command(datasets_app)
 app.command(architectures)
+app.command(backup)
+app.command(restore)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from statistics import mean, median
 
-from training.contract import DatasetCard, TrainConfig, train_command
+from training.commands import train_command
+from training.contract import DatasetCard, TrainConfig
 from training.estimate import Estimate, PhaseTime
 
 MEGABYTE = 1e6

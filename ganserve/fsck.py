@@ -23,7 +23,7 @@ def fsck(*, models: Repositories = (), state: State = None) -> int:
     found = settings(models, state)
     num_wrong = 0
     for kind, findings in (
-        ("versions", _versions(found.models)),
+        ("versions", _versions(found)),
         ("data sets", _datasets(found.datasets)),
         ("jobs and runs", _runs(found)),
         ("index of jobs", _index(found)),
@@ -68,12 +68,12 @@ def rebuild_index(*, state: State = None) -> None:
 # --- what is looked at --------------------------------------------------------------------------------------------------------
 
 
-def _versions(repositories: tuple[Path, ...]) -> Iterator[Finding]:
-    from app.repository import Inventory, files_of, scan
+def _versions(found: "Settings") -> Iterator[Finding]:
+    from app.repository import Inventory, scan
     from training.files.directories import DamagedFileError, verify
 
     try:
-        inventory = scan(repositories, Inventory())
+        inventory = scan(found.models, Inventory(), found.digests)
     except OSError as error:
         yield str(error.filename), f"cannot be read: {error.strerror}"
         return
@@ -82,7 +82,7 @@ def _versions(repositories: tuple[Path, ...]) -> Iterator[Finding]:
     for entries in inventory.entries.values():
         for entry in entries.values():
             reasons = [entry.reason] if entry.manifest is None else []
-            for spec in files_of(entry.manifest).values() if entry.manifest else ():
+            for spec in entry.manifest.all_files.values() if entry.manifest else ():
                 try:
                     verify(entry.folder, spec)
                 except (DamagedFileError, OSError) as error:

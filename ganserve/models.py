@@ -10,9 +10,11 @@ from urllib.parse import quote
 
 import httpx
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
+from ganserve.confirming import Confirmation, Offered
 from ganserve.connection import Connection, check, wait_until_loaded
-from ganserve.places import Repositories, settings
+from ganserve.places import Repositories, State, settings
 from training.contract import UserError
 
 models_app = App(name="models", help="List and show models, and name their versions.")
@@ -57,6 +59,71 @@ def show(
 
 
 @models_app.command
+def trust(
+    version: Annotated[str, Parameter(help="`model/version`, with the number that it has.")],
+    /,
+    *,
+    confirmation: Confirmation = Confirmation(),
+    models: Repositories = (),
+    state: State = None,
+) -> None:
+    """Confirm a version that lies in a repository and is not known here; a running server loads it within two seconds.
+
+    A model file is code: confirm what you know the origin of, by the digest that its publisher tells you.
+    """
+    from training.files import digests, versions
+
+    found = settings(models, state)
+    with _told():
+        folder = versions.find(version, found.models)
+    offered = Offered.read(folder)
+    if offered.digest in digests.known(found.digests):
+        print(f"{offered.version} is known here already")
+        return
+    confirmation.ask(offered, "load it from now on")
+    digests.remember(found.digests, offered.digest, offered.version, "confirmed")
+    print(f"{offered.version} is trusted, and served within two seconds")
+
+
+@models_app.command
+def remove(
+    version: Annotated[str, Parameter(help="`model/version`, with the number that it has.")],
+    /,
+    *,
+    models: Repositories = (),
+) -> None:
+    """Remove a version from the disk; its number is not used again. What an alias names stays, and what a pinned model answers with."""
+    from training.files import versions
+
+    found = settings(models, None)
+    name, _, number = version.partition("/")
+    if not number.isascii() or not number.isdecimal():
+        raise UserError(f"{version} is no version: give the model and its number, as digits/1")
+    with _told(f"{version} stays"):
+        versions.remove(found.models, name, int(number), found.pins)
+    print(f"{version} is removed, and its number is not used again")
+
+
+@models_app.command
+def prune(
+    name: Annotated[str, Parameter(help="The model.")],
+    /,
+    *,
+    keep: Annotated[int, Parameter(help="How many of the newest versions stay.", validator=Number(gte=1))],
+    dry_run: Annotated[bool, Parameter(help="Say what would go; remove nothing.")] = False,
+    models: Repositories = (),
+) -> None:
+    """Remove all but the newest versions, those that an alias names, and what a pinned model answers with."""
+    from training.files import versions
+
+    found = settings(models, None)
+    with _told("nothing more is removed"):
+        versions.find(name, found.models)
+        gone = (versions.prunable if dry_run else versions.prune)(found.models, name, keep, found.pins)
+    print(f"{name}: {'would remove' if dry_run else 'removed'} {', '.join(map(str, gone)) or 'nothing'}")
+
+
+@models_app.command
 def alias(
     name: Annotated[str, Parameter(help="The model.")],
     alias: Annotated[str, Parameter(help="`production` answers where no version is asked for; any other name is yours.")],
@@ -93,14 +160,16 @@ def unalias(
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Raises UserError for what cannot be done with aliases."""
+def _told(otherwise: str = "the aliases stay as they are") -> Iterator[None]:
+    """Raises UserError for what cannot be done in a repository."""
+    from training.files.versions import KeptError
+
     try:
         yield
-    except (LookupError, ValueError) as error:
+    except (LookupError, ValueError, KeptError) as error:
         raise UserError(str(error.args[0])) from error
     except OSError as error:
-        raise UserError(f"the aliases stay as they are: {error.strerror}; they are written to the first repository") from error
+        raise UserError(f"{otherwise}: {error.strerror}; the first repository is the one that is written to") from error
 
 
 def architectures(*, connection: Connection = Connection()) -> None:

@@ -58,6 +58,15 @@ class Limits:
             name="--pin", help="A model that is loaded first and never let go; repeat for more. GANSERVE_PIN (commas).", show_default=False
         ),
     ] = ()
+    keep_versions: Annotated[
+        int | None,
+        Parameter(
+            help="Of a model's newest versions, how many stay when a job publishes one more, beside those that an alias names."
+            " GANSERVE_KEEP_VERSIONS, or all.",
+            show_default=False,
+            validator=Number(gte=1, lte=10**6),
+        ),
+    ] = None
     log_format: Annotated[
         Literal["plain", "json"] | None,
         Parameter(help="Lines to read, or a JSON object a line. GANSERVE_LOG_FORMAT, or plain.", show_default=False),
@@ -74,6 +83,7 @@ class Limits:
             deadline_seconds=self.deadline_seconds or found.deadline_seconds,
             model_memory_megabytes=self.model_memory_megabytes or found.model_memory_megabytes,
             pins=self.pins or found.pins,
+            keep_versions=self.keep_versions or found.keep_versions,
             log_format=self.log_format or found.log_format,
             access_log=found.access_log if self.access_log is None else self.access_log,
         )

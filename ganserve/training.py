@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from pydantic import ConfigDict, Field
 
 from ganserve.places import Device, Repositories, State, Threads, settings
-from training.contract import Augmentations, Formats, MemoryLayout, OptimizerConfig, TrainConfig, UserError
+from training.contract import Augmentations, Formats, MemoryLayout, OptimizerConfig, PublishConfig, TrainConfig, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,12 @@ class OptimizerFlags(OptimizerConfig):
     """The same settings, from the words of a command line."""
 
     model_config = ConfigDict(strict=False)
+
+
+class PublishFlags(PublishConfig):
+    """The same of `publish`, by the names of its fields."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
 
 class TrainFlags(TrainConfig):
@@ -48,6 +54,8 @@ class TrainFlags(TrainConfig):
     )
     generator: OptimizerFlags = Field(default=OptimizerFlags(), description="Of the generator alone.")
     discriminator: OptimizerFlags = Field(default=OptimizerFlags(), description="Of the discriminator alone.")
+
+    publish: PublishFlags = Field(default=PublishFlags(), description=f"{TrainConfig.model_fields['publish'].description}")
 
     def config(self) -> TrainConfig:
         values = self.model_dump(mode="json", exclude_unset=True)
@@ -116,7 +124,7 @@ def train(
     folder = _prepare(flags, resume, run_dir, found, asked, team) if team.leads else resume or run_dir
     team.agree(0)  # the directory is there now
     assert folder is not None
-    where = Places(found.datasets, found.models, found.weights)
+    where = Places(found.datasets, found.models, found.weights, found.digests, found.keep_versions)
     if not team.leads:
         return work(folder, where, on)
     print(f"run directory: {folder}", file=sys.stderr)
@@ -202,7 +210,7 @@ def _dry_run(flags: TrainFlags, resume: Path | None, run_dir: Path | None, found
     dataset = load(config.dataset, found.datasets)
     num_threads = found.threads or num_training_threads()
     print("measuring some steps ...", file=sys.stderr)
-    places = Places(found.datasets, found.models, found.weights)
+    places = Places(found.datasets, found.models, found.weights, found.digests, found.keep_versions)
     estimated = estimate(config, dataset, places, device, num_threads)
     print("\n".join(describe(config, dataset.card, estimated, f"{device} with {num_threads} thread{'s' if num_threads > 1 else ''}")))
     return 0

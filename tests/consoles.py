@@ -74,6 +74,9 @@ class Terminal:
         while not re.search(pattern, self.text):
             assert self._read(), f"it ended and showed\n{self.text}"
 
+    def type(self, line: str) -> None:
+        os.write(self._ours, f"{line}\n".encode())
+
     def read_to_the_end(self) -> int:
         while self._read():
             pass

@@ -21,7 +21,7 @@ def publish_with_weights(places: Places, config: TrainConfig, discriminator_head
     if discriminator_head is not None:
         with torch.no_grad():
             list(players["discriminator"].module.parameters())[-2].fill_(discriminator_head)
-    provenance = Provenance("by hand", architecture.source, config, datasets.card(config.dataset, places.datasets), {})
+    provenance = Provenance("by-hand", architecture.source, config, datasets.card(config.dataset, places.datasets), {})
     images = HeldOut(torch.zeros(64, *SPEC.shape))
     export.publish(players, provenance, images, images, places.repositories)
     return {key: {name: value.clone() for name, value in player.module.state_dict().items()} for key, player in players.items()}

@@ -303,7 +303,7 @@ def test_tune_chooses_for_the_servers_of_a_state_folder(console: Console, tmp_pa
         ["tiny", "generator", backend, "1"] for backend in ("torchscript", "torchscript-frozen", "torchscript-channels-last")
     ]
     assert sum(line.endswith("chosen") for line in lines) == 1
-    assert not state.exists()
+    assert not (state / "serving.json").exists()
     assert f"{state / 'serving.json'} holds the choice" in console.done(*words)
     assert Choices.model_validate_json((state / "serving.json").read_bytes()).threads == 1
     assert "--reset and --dry-run do not go together" in console.refused(*words, "--reset", "--dry-run")

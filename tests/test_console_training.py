@@ -15,7 +15,8 @@ from servers import GANSERVE
 
 from training import estimate
 from training.catalog import resolve
-from training.contract import Finding, TrainConfig, train_command
+from training.commands import train_command
+from training.contract import Finding, TrainConfig
 from training.files import runs
 
 pytest_plugins = ["console_fixtures"]

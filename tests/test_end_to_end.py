@@ -194,7 +194,7 @@ def test_a_version_published_by_the_command_line_is_served_without_a_restart(sta
     server = start(models=[tmp_path / "models"])
     command = [str(Path(sys.executable).parent / "ganserve"), "train", "--name", "tiny", "--architecture", "mlp"]
     command += ["--total-images", "640", "--num-evaluated", "8"]
-    command += ["--options.generator-widths", "[32]", "--models", str(tmp_path / "models"), "--state", str(tmp_path / "other")]
+    command += ["--options.generator-widths", "[32]", "--models", str(tmp_path / "models"), "--state", str(tmp_path / "state")]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout == "published as tiny version 1\n"
@@ -238,7 +238,7 @@ def test_a_model_is_served_by_a_process_that_cannot_import_the_trainer(tmp_path:
         import asyncio, sys
         from pathlib import Path
 
-        ALLOWED = ("training.contract", "training.probe", "training.catalog", "training.files")
+        ALLOWED = ("training.contract", "training.commands", "training.probe", "training.catalog", "training.files")
 
         class Closed:
             def find_spec(self, name, path=None, target=None):

@@ -27,6 +27,7 @@ Rule = Callable[[str, str], list[str]]
 # The first line that fits a module counts. Nobody imports what is not here.
 IMPORTS = (
     ("training.contract", "", "pydantic"),
+    ("training.commands", "training.contract", "pydantic"),
     ("training.probe", "training.contract", ""),
     ("training.files.pictures", "training.contract", "PIL numpy"),
     ("training.files.onnx", "", "onnxruntime numpy"),
@@ -51,7 +52,11 @@ IMPORTS = (
     ("app.client", "app.client.* app.schemas.*", "httpx"),  # no torch, no FastAPI: it stands in programs that only ask
     ("app.client.*", "app.client.* app.archives app.schemas.* training.contract", "httpx PIL pydantic rich"),
     ("app.server", "app.*", "uvicorn"),
-    ("app.routes.*", "app.* !app.main !app.engine !app.batcher !app.routes.* training.contract", "fastapi pydantic starlette"),
+    (
+        "app.routes.*",
+        "app.* !app.main !app.engine !app.batcher !app.routes.* training.contract training.commands",
+        "fastapi pydantic starlette",
+    ),
     ("app.jobs", "app.* !app.main !app.routes.* training.contract training.catalog training.files.*", "pydantic"),
     ("app.database", "app.errors app.settings", "sqlalchemy alembic"),
     ("app.index", "app.database training.contract", "sqlalchemy"),
@@ -89,7 +94,9 @@ IMPORTS = (
     ("app.encoders", "app.errors", "PIL isal numpy"),
     ("app.protocol.*", "app.* !app.main !app.routes.* training.contract", "torch numpy pydantic pydantic_core"),
     ("app.metrics", "app.visits training.contract", "prometheus_client"),
+    ("app.cards", "training.commands training.contract", ""),
     ("app.*", "app.* !app.main !app.routes.* training.contract training.files.*", "fastapi starlette pydantic pydantic_core"),
+    ("ganserve.stores", "ganserve.confirming training.contract training.files.*", "fsspec obstore"),
     (
         "ganserve.*",
         "ganserve.* app.main app.server app.service app.settings app.choices app.tuning app.database app.errors app.index"

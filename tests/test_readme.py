@@ -18,6 +18,7 @@ from training.contract import Finding
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 AUGMENTATION = (ROOT / "docs" / "augmentation.md").read_text(encoding="utf-8")
+MODELS = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 ADDRESS = "http://127.0.0.1:8000"
 
 
@@ -56,7 +57,13 @@ def test_every_route_is_in_the_table_and_has_its_curl_line() -> None:
 
 def test_every_console_line_can_be_parsed() -> None:
     (in_a_team,) = [line.split(" -m ", maxsplit=1)[1] for line in typed("torchrun ", TRAINING)]
-    for line in (*typed("ganserve "), *typed("ganserve ", TRAINING), *typed("ganserve ", AUGMENTATION), in_a_team):
+    for line in (
+        *typed("ganserve "),
+        *typed("ganserve ", TRAINING),
+        *typed("ganserve ", AUGMENTATION),
+        *typed("ganserve ", MODELS),
+        in_a_team,
+    ):
         app.parse_args(line.removeprefix("ganserve "), exit_on_error=False, print_error=False)
 
 

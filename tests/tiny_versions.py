@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from training.contract import DatasetCard, FileSpec, Manifest, ModuleSpec, Probe, ScoreReference, TensorSpec, TrainConfig
-from training.files import versions
+from training.files import digests, versions
 from training.files.directories import describe, staging
 from training.probe import probe_inputs, probe_shape
 
@@ -266,4 +266,12 @@ def dataset_card(shape: tuple[int, ...]) -> DatasetCard:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    (folder / versions.MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+    """Into a folder of a repository; the state folder beside the repository trusts it."""
+    written = manifest.model_dump_json(indent=2).encode()
+    (folder / versions.MANIFEST).write_bytes(written)
+    digests.remember(trusted_by(folder.parent.parent), digests.digest_of(written), f"{manifest.name}/{manifest.version}", "made for tests")
+
+
+def trusted_by(repository: Path) -> Path:
+    """The folder of digests for a service whose state folder lies beside the repository."""
+    return repository.parent / "state" / digests.FOLDER

@@ -10,9 +10,9 @@ import torch
 
 from training.contract import Document, FileSpec, UserError
 from training.files.directories import STAGING, DamagedFileError, commit, describe, staging, verify, write_atomically
+from training.files.runs import CHECKPOINT_CARD
 
 KEPT = 2
-CARD = "checkpoint.json"
 _log = logging.getLogger(__name__)
 
 
@@ -31,7 +31,7 @@ def save(folder: Path, images: int, state: dict[str, Any]) -> None:
     with staging(folder) as staged:
         torch.save(state, staged / "state.pt")
         card = CheckpointCard(images=images, state=describe(staged / "state.pt"))
-        write_atomically(staged / CARD, card.model_dump_json(indent=2).encode())
+        write_atomically(staged / CHECKPOINT_CARD, card.model_dump_json(indent=2).encode())
         commit(staged, target)
 
 
@@ -66,7 +66,7 @@ def load_newest(folder: Path, device: torch.device) -> dict[str, Any] | None:
     found = _newest_first(folder)
     for path in found:
         try:
-            card = CheckpointCard.model_validate_json((path / CARD).read_bytes())
+            card = CheckpointCard.model_validate_json((path / CHECKPOINT_CARD).read_bytes())
             state: dict[str, Any] = torch.load(verify(path, card.state), map_location=device, weights_only=True)
         except (DamagedFileError, FileNotFoundError, ValueError) as error:
             _log.warning("checkpoint %s is damaged and left out: %s", path.name, error)
@@ -89,7 +89,7 @@ def load(folder: Path, images: int, device: torch.device) -> dict[str, Any]:
     """
     path = folder / f"{images:012d}"
     try:
-        card = CheckpointCard.model_validate_json((path / CARD).read_bytes())
+        card = CheckpointCard.model_validate_json((path / CHECKPOINT_CARD).read_bytes())
     except (OSError, ValueError) as error:
         raise DamagedFileError(f"the checkpoint {path.name} is missing or damaged") from error
     state: dict[str, Any] = torch.load(verify(path, card.state), map_location=device, weights_only=True)
@@ -101,7 +101,7 @@ def damages(folder: Path) -> list[str]:
     found = []
     for path in _newest_first(folder):
         try:
-            verify(path, CheckpointCard.model_validate_json((path / CARD).read_bytes()).state)
+            verify(path, CheckpointCard.model_validate_json((path / CHECKPOINT_CARD).read_bytes()).state)
         except (DamagedFileError, OSError, ValueError) as error:
             found.append(f"{folder.name}/{path.name} is damaged: {str(error).splitlines()[0]}")
     return found

@@ -3,9 +3,7 @@
 A model can be served by a process that knows only these documents and the files they name.
 """
 
-import json
 import re
-import shlex
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
@@ -156,6 +154,22 @@ class OptimizerConfig(Document):
     betas: Betas | None = None
 
 
+class Improvement(Document):
+    """A condition: a measure is better than that of the version which an alias names; met where it names none."""
+
+    metric: str = Field(description="A measure of the manifest by its whole name or a short one: kid, fd, precision, recall, psnr, ...")
+    better_than: str = Field(description="An alias: production, say.")
+
+
+class PublishConfig(Document):
+    """What becomes of an alias when the version is published."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    alias: str | None = Field(default=None, description="The alias to point at the version; none is, when left out.")
+    condition: Improvement | None = Field(default=None, alias="if", description="Point it only where this holds.")
+
+
 FEWEST_EVALUATED = 6  # images of each kind: every one has five neighbours
 Formats = Annotated[tuple[Literal["onnx"], ...], Field(strict=False, max_length=1)]
 Augmentations = Annotated[tuple[Literal["color", "translation", "cutout"], ...], Field(strict=False, max_length=3)]
@@ -232,6 +246,7 @@ class TrainConfig(Document):
     formats: Formats = Field(
         default=(), description="Files of the published networks beside TorchScript: onnx, which needs the extra of that name."
     )
+    publish: PublishConfig = Field(default=PublishConfig(), description="What becomes of an alias when the version is published.")
     extractor: str = Field(
         default="efficientnet-lite0", description="Whose features KID and Frechet distance are measured on, see GET /architectures."
     )
@@ -357,35 +372,14 @@ class Manifest(Document):
     created_at: str
     torch_version: str
 
+    @model_validator(mode="after")
+    def _names_no_manifest(self) -> Self:
+        if "manifest.json" in self.all_files:
+            raise ValueError("a manifest does not name itself among its files")
+        return self
+
     @property
-    def command(self) -> str:
-        """The command line that trains this model again."""
-        return train_command(self.config)
-
-
-def train_command(config: TrainConfig) -> str:
-    """The command line that equals the config; what stands at its default is left out."""
-    words = ["ganserve", "train"]
-    shared = OptimizerConfig(learning_rate=config.learning_rate, betas=config.betas)
-    own = [name for name in ("generator", "discriminator") if getattr(config, name) == shared]
-    config = config.model_copy(update=dict.fromkeys(own, OptimizerConfig()))
-    for path, value in _flat(config.model_dump(mode="json", exclude_defaults=True), ""):
-        words += [f"--{path.replace('_', '-')}", *value]
-    return shlex.join(words)
-
-
-def _flat(values: dict[str, JsonValue], prefix: str) -> list[tuple[str, list[str]]]:
-    """Flags and their words: a list in an option is one word of JSON, elsewhere a word an item."""
-    flat: list[tuple[str, list[str]]] = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat += _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, bool) and not prefix:
-            flat.append((key if value else f"{key}=false", []))
-        elif isinstance(value, list) and not prefix.startswith(("options.", "loss_options.", "penalty_options.")):
-            flat.append((prefix + key, [str(item) for item in value]))
-        elif isinstance(value, str):
-            flat.append((prefix + key, [value]))
-        elif value is not None:
-            flat.append((prefix + key, [json.dumps(value, separators=(",", ":"))]))
-    return flat
+    def all_files(self) -> dict[str, FileSpec]:
+        """Every file that it names, by its name."""
+        modules = [self.generator, *([self.discriminator] if self.discriminator else []), *self.parts.values()]
+        return {file.file: file for file in [*(file for module in modules for file in module.files.values()), self.samples]}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from training.contract import DatasetCard, Manifest, ModuleSpec, Probe, ScoreReference, TensorSpec, TrainConfig, UserError, now
 from training.data import evenly
 from training.export_onnx import OnnxError, convert
-from training.files import versions
+from training.files import digests, versions
 from training.files.directories import describe, staging, verify, write_atomically
 from training.game import Given, Player, Tensors
 from training.layers import fold_parametrizations, plain_dropout
@@ -272,18 +272,26 @@ def sheet(generator: Player, examples: HeldOut) -> Tensor:
 
 
 def publish(
-    players: Mapping[str, Player], provenance: Provenance, held_out: HeldOut, examples: HeldOut, repositories: Sequence[Path]
+    players: Mapping[str, Player],
+    provenance: Provenance,
+    held_out: HeldOut,
+    examples: HeldOut,
+    repositories: Sequence[Path],
+    trusted: Path | None = None,
 ) -> Manifest:
     """Publish a run's players as the next version of its model; the second time, return what the first time made.
+
+    However many attempts of a run come so far, one that was taken for dead among them, they publish under one number, once.
 
     Args:
         players: "generator", and "discriminator" where it is served; all others are parts.
         held_out: all are scored, and MAX_SCORED are enough.
         examples: NUM_SAMPLES, for the picture of samples.
         repositories: the first is written to.
+        trusted: the folder of digests, into which that of the manifest goes before anybody sees the version.
 
     Raises:
-        ExportError: a gate refused the model.
+        ExportError: a gate refused the model, or its version was removed.
     """
     name = provenance.config.model_name
     if (done := published_by(provenance.run, provenance.config, repositories)) is not None:
@@ -292,36 +300,48 @@ def publish(
     samples = sheet(players["generator"], examples)
     discriminator = players.get("discriminator")
     reference = score_reference(players["generator"], discriminator, held_out) if discriminator else None
-    while True:
-        number = versions.next_number(repositories, name)
-        with staging(repositories[0]) as staged:
-            specs = {key: write_module(staged, key, players[key], module) for key, module in scripted.items()}
-            if "onnx" in provenance.config.formats:
-                specs = {key: with_onnx(spec, staged, key, players[key]) for key, spec in specs.items()}
-            save_grid(staged / SAMPLES_FILE, samples)
-            manifest = Manifest(
-                name=name,
-                version=number,
-                run=provenance.run,
-                architecture=provenance.config.architecture,
-                source=provenance.source,
-                generator=specs["generator"],
-                discriminator=specs.get("discriminator"),
-                parts={key: spec for key, spec in specs.items() if key not in ("generator", "discriminator")},
-                config=provenance.config,
-                dataset=provenance.dataset,
-                metrics=dict(provenance.metrics),
-                score_reference=reference,
-                samples=describe(staged / SAMPLES_FILE),
-                created_at=now(),
-                torch_version=str(torch.__version__),
-            )
-            (staged / versions.MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            try:
-                versions.publish(staged, repositories, name, number)
-            except FileExistsError:
-                continue  # another run was faster: take the next number
-            return manifest
+    number = versions.reserve(repositories, name, f"{provenance.run}-{provenance.config.total_images}")
+    with staging(repositories[0]) as staged:
+        specs = {key: write_module(staged, key, players[key], module) for key, module in scripted.items()}
+        if "onnx" in provenance.config.formats:
+            specs = {key: with_onnx(spec, staged, key, players[key]) for key, spec in specs.items()}
+        save_grid(staged / SAMPLES_FILE, samples)
+        manifest = Manifest(
+            name=name,
+            version=number,
+            run=provenance.run,
+            architecture=provenance.config.architecture,
+            source=provenance.source,
+            generator=specs["generator"],
+            discriminator=specs.get("discriminator"),
+            parts={key: spec for key, spec in specs.items() if key not in ("generator", "discriminator")},
+            config=provenance.config,
+            dataset=provenance.dataset,
+            metrics=dict(provenance.metrics),
+            score_reference=reference,
+            samples=describe(staged / SAMPLES_FILE),
+            created_at=now(),
+            torch_version=str(torch.__version__),
+        )
+        written = manifest.model_dump_json(indent=2).encode() + b"\n"
+        (staged / versions.MANIFEST).write_bytes(written)
+        if trusted is not None:
+            digests.remember(trusted, digests.digest_of(written), f"{name}/{number}", "published")
+        return _make_visible(staged, manifest, repositories)
+
+
+def _make_visible(staged: Path, manifest: Manifest, repositories: Sequence[Path]) -> Manifest:
+    """The staged version, or the one that another attempt of the same run has published meanwhile."""
+    try:
+        versions.publish(staged, repositories, manifest.name, manifest.version)
+    except FileExistsError as error:
+        if (done := published_by(manifest.run, manifest.config, repositories)) is not None:
+            return done
+        folder = repositories[0] / manifest.name / str(manifest.version)
+        raise ExportError(f"{folder} is this run's, and something else lies there: move it away, and start the run again") from error
+    except versions.RemovedError as error:
+        raise ExportError(f"{error}: train anew, or to more images") from error
+    return manifest
 
 
 def published_by(run: str, config: TrainConfig, repositories: Sequence[Path]) -> Manifest | None:

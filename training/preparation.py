@@ -13,7 +13,7 @@ from training.data import Batches, evenly, rows_of, split
 from training.datasets import Dataset
 from training.evaluation import MAX_COMPARED
 from training.export import MAX_SCORED, NUM_SAMPLES, ExportError, HeldOut, published_weights, script
-from training.files import versions
+from training.files import digests, versions
 from training.game import Architecture, DataSpec, Player, Terms
 from training.loop import Training
 from training.match import Match, Rules
@@ -28,11 +28,16 @@ class Places:
     """Where a run finds its data and leaves its model; the first repository is written to.
 
     weights: files of pretrained networks that were put there by hand, `vgg19.pth` say.
+    digests: the folder of those that were published or confirmed here: a run starts from no other version, and adds its own. None where
+        the caller answers for the repositories.
+    keep_versions: how many of a model's newest versions stay when one more is published, beside those that an alias names; all when None.
     """
 
     datasets: Path
     repositories: tuple[Path, ...]
     weights: Path
+    digests: Path | None = None
+    keep_versions: int | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,10 @@ def _start_from(reference: str, players: dict[str, Player], places: Places) -> N
         folder = versions.find(reference, places.repositories)
     except LookupError as error:
         raise UserError(str(error.args[0])) from error
-    manifest = Manifest.model_validate_json((folder / versions.MANIFEST).read_bytes())
+    content = (folder / versions.MANIFEST).read_bytes()
+    manifest, digest = Manifest.model_validate_json(content), digests.digest_of(content)
+    if places.digests is not None and digest not in digests.known(places.digests):
+        raise UserError(f"{reference} cannot be started from: {digests.unknown(digest, reference)}")
     for name in ("generator", "discriminator"):
         if name not in players:
             continue

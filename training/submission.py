@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, JsonValue, ValidationError
 
+from training import promotion
 from training.blueprint import Blueprint
 from training.catalog import ConfigError, architectures, build, losses, presets
 from training.combination import Combination
@@ -38,6 +39,8 @@ def resolve(config: TrainConfig, datasets_folder: Path, repositories: tuple[Path
     if config.on_collapse == "stop" and "image" in combination.architecture.inputs:
         message = f"stop has no effect with {config.architecture}, whose images have targets; leave on_collapse out"
         raise ConfigError([("/on_collapse", message)])
+    if errors := promotion.refusals(config, of_pairs="image" in combination.architecture.inputs):
+        raise ConfigError(errors)
     if config.formats and (reason := refusal()):
         raise ConfigError([("/formats", reason)])
     if missing := _missing_weights(config, combination, weights):

@@ -24,11 +24,12 @@ from training.datasets import load
 from training.detectors import Detectors
 from training.evaluation import Evaluator
 from training.export import MAX_SCORED, Provenance, publish
-from training.files import machine, runs
+from training.files import machine, runs, versions
 from training.files.locks import hold
 from training.files.machine import num_cores
 from training.loop import NotFiniteError
 from training.preparation import Places, prepare
+from training.promotion import promote
 from training.run import Cancelled, Collapsed, Follower, Listener, Run, Stopped, Superseded, rounded
 from training.summary import draw
 from training.team import LostMemberError, Team, is_restarted
@@ -243,11 +244,27 @@ def _finish(run: Run, places: Places) -> int:
     manifest = _publish(run, places)
     _log.info("published %s version %s", manifest.name, manifest.version)
     message = f"published as {manifest.name} version {manifest.version}"
+    if pointed := promote(manifest, run.config.publish, places.repositories):
+        _log.info("%s", pointed)
+        message += f"; {pointed}"
+    _prune(manifest.name, places)
     if run.ends_here and images < run.config.total_images:
         at, total = f"{run.training.images:,} images", f"{images:,} of {run.config.total_images:,}"
         message += f", of {at}; ended after {total}, because the generator collapsed and on_collapse is stop"
     run.end("succeeded", message, progress=progress, model=manifest.name, version=manifest.version)
     return 0
+
+
+def _prune(name: str, places: Places) -> None:
+    """Old versions go, where few are to be kept; the run is not lost where they cannot."""
+    if places.keep_versions is None:
+        return
+    try:
+        gone = versions.prune(places.repositories, name, places.keep_versions)
+    except (OSError, ValueError) as error:
+        _log.warning("old versions of %s cannot be removed: %s", name, error)
+    else:
+        _log.info("%s versions of %s are kept; removed: %s", places.keep_versions, name, ", ".join(map(str, gone)) or "none")
 
 
 def _publish(run: Run, places: Places) -> Manifest:
@@ -263,7 +280,7 @@ def _publish(run: Run, places: Places) -> Manifest:
         metrics={"images": float(training.images), "seconds": round(training.seconds, 1), **losses, **evaluated},
     )
     held_out = run.prepared.held_out.some(MAX_SCORED)
-    return publish(run.prepared.players, provenance, held_out, run.prepared.examples, places.repositories)
+    return publish(run.prepared.players, provenance, held_out, run.prepared.examples, places.repositories, places.digests)
 
 
 def _sentence(error: Exception, folder: Path) -> str:
@@ -327,7 +344,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="the run directory")
     parser.add_argument("--datasets", type=Path, required=True, help="the folder of registered data sets")
     parser.add_argument("--repository", type=Path, required=True, action="append", help="model repository; the first is written to")
+    parser.add_argument("--digests", type=Path, required=True, help="the folder of digests of what was published or confirmed here")
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="the folder of pretrained weights")
+    parser.add_argument(
+        "--keep-versions", type=int, help="versions of a model that stay, beside those that an alias names; all if left out"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--threads", type=int, help="intra-op threads of a new run; measured when left out")
     parser.add_argument("--memory-layout", choices=get_args(MemoryLayout), help="of the weights, in a new run; measured when left out")
@@ -343,7 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = pick_device(given.device)
     if given.device_memory_share is not None and device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(given.device_memory_share, device)
-    places = Places(given.datasets, tuple(given.repository), given.weights)
+    places = Places(given.datasets, tuple(given.repository), given.weights, given.digests, given.keep_versions)
     asked = {"num_threads": given.threads, "memory_layout": given.memory_layout, "compiling": given.compile}
     return work(given.folder, places, device, attempt=given.attempt, **asked)
 

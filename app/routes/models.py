@@ -3,8 +3,9 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
 
+from app import fetching
 from app.cards import model_card
 from app.schemas.common import MAX_JSON_BYTES
 from app.schemas.models import (
@@ -21,9 +22,11 @@ from app.schemas.models import (
 from app.service import ADMINISTRATIVE, Service, ServiceOf
 from app.store import Served
 from app.transform import is_transform
+from training.commands import train_command
 from training.contract import Manifest
 
 MARKDOWN = "text/markdown"  # RFC 7763
+ZIP = "application/zip"
 
 router = APIRouter(tags=["models"], dependencies=[ADMINISTRATIVE])
 Name = Annotated[str, Path(max_length=63)]
@@ -53,7 +56,7 @@ async def show_model(name: Name, service: ServiceOf) -> ModelVersions:
 async def show_version(name: Name, version: Version, service: ServiceOf) -> VersionCard:
     """The whole manifest: inputs, data, config, figures, hashes, and the command that trains it again. `version`: a number or an alias."""
     manifest = service.store.manifest(name, version)
-    return VersionCard(manifest=manifest, command=manifest.command)
+    return VersionCard(manifest=manifest, command=train_command(manifest.config))
 
 
 @router.get("/models/{name}/{version}/samples.png", response_class=FileResponse, summary="A version's sample grid")
@@ -81,6 +84,26 @@ async def file(name: Name, version: Version, file: FileName, service: ServiceOf)
     path, spec = await service.store.file(name, version, file)
     media_type = "image/png" if path.suffix == ".png" else "application/octet-stream"
     return FileResponse(path, media_type=media_type, headers={"ETag": f'"{spec.sha256}"'})
+
+
+@router.get(
+    "/models/{name}/{version}/archive",
+    response_class=StreamingResponse,
+    responses={200: {"content": {ZIP: {}}}},
+    summary="Download a version as one ZIP",
+)
+async def archive(name: Name, version: Version, service: ServiceOf) -> StreamingResponse:
+    """Every file of a version, verified, and its manifest, whose SHA-256 is the ETag: `ganserve models import` takes it in elsewhere."""
+    entry = service.store.entry(name, version)
+    headers = {"ETag": f'"{entry.digest}"', "Content-Disposition": f'attachment; filename="{entry.name}-{entry.number}.zip"'}
+    return StreamingResponse(await fetching.archive(entry), media_type=ZIP, headers=headers)
+
+
+@router.delete("/models/{name}/{version}", status_code=204, summary="Remove a version")
+async def remove(name: Name, version: Version, service: ServiceOf) -> None:
+    """By its number, which is not used again. Requests that run end on it. What an alias names, or what answers of a pinned model, stays:
+    409."""
+    await service.store.remove(name, version)
 
 
 @router.put("/models/{name}/aliases/{alias}", max_body_size=MAX_JSON_BYTES, summary="Point an alias at a version")

@@ -113,7 +113,7 @@ def test_aliases_are_not_moved_where_the_first_repository_cannot_be_written_to(t
     (mine / "tiny").write_text("a file, where the folder of the aliases would be")
     with serving(Settings(models=(mine, demo), state=tmp_path / "state", run_jobs=False)) as api:
         problem = refusal(put(api, "production", {"version": 1}), 409)
-        assert problem["detail"] == "the aliases of tiny stay as they are: File exists; they are written to the first of --models"
+        assert problem["detail"] == "the aliases of tiny stay as they are: File exists; the first of --models is the one that is written to"
         assert "'best' is set in a repository that is only read" in refusal(delete(api, "best"), 409)["detail"]
         assert answering(api) == 2
 

@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 import torch
 from api_client import serving
-from tiny_versions import enlarging, publish, write_manifest
+from tiny_versions import enlarging, publish, trusted_by, write_manifest
 from torch import Tensor, nn
 
 from app import backends, choices
@@ -61,7 +61,7 @@ def convolutions() -> nn.Module:
 @pytest.fixture(scope="module")
 def version(tmp_path_factory: pytest.TempPathFactory, make_version: MakeVersion) -> tuple[Path, Manifest]:
     """A tiny version whose generator has an ONNX file, and its discriminator none."""
-    repository = tmp_path_factory.mktemp("models")
+    repository = tmp_path_factory.mktemp("backends") / "models"
     manifest = make_version(repository, "tiny", generator=convolutions())
     folder = repository / "tiny/1"
     return folder, with_onnx_files(folder, manifest, convolutions())
@@ -151,7 +151,9 @@ def test_a_device_that_a_back_end_cannot_use_is_refused() -> None:
 
 
 def test_a_server_runs_what_was_chosen_and_says_so(version: tuple[Path, Manifest], tmp_path: Path) -> None:
-    settings = Settings(models=(version[0].parent.parent,), state=tmp_path, run_jobs=False)
+    repository = shutil.copytree(version[0].parent.parent, tmp_path / "models")
+    state = shutil.copytree(trusted_by(version[0].parent.parent).parent, tmp_path / "state")
+    settings = Settings(models=(repository,), state=state, run_jobs=False)
     question = {"model": "tiny", "seed": 1, "num_images": 3}
 
     def asked(settings: Settings) -> tuple[object, bytes]:
@@ -161,7 +163,7 @@ def test_a_server_runs_what_was_chosen_and_says_so(version: tuple[Path, Manifest
 
     published = {"generator": "torchscript", "discriminator": "torchscript"}
     assert asked(settings)[0] == published
-    choices.write(tmp_path, Choices(models={"tiny": {"generator": Choice(backend="onnxruntime")}}))
+    choices.write(state, Choices(models={"tiny": {"generator": Choice(backend="onnxruntime")}}))
     first, second = asked(settings), asked(settings)
     assert first[0] == published | {"generator": "onnxruntime"}
     assert first == second, "as long as nothing else is chosen, no byte changes"

@@ -301,7 +301,7 @@ class Life:
     def live(self, scenario: Callable[[DatasetService], Awaitable[None]], *, working: bool = True) -> None:
         async def life() -> None:
             jobs = self.state / "jobs"
-            worker = WorkerSettings(self.state / "datasets", self.state / "weights", (self.state / "models",))
+            worker = WorkerSettings(self.state / "datasets", self.state / "weights", (self.state / "models",), self.state / "digests")
             job_service = JobService(jobs, Index(f"sqlite:///{self.state / 'index.sqlite'}", "here"), worker, _nothing_is_published)
             service = DatasetService(self.state / "datasets", self.imports, job_service)
             if working:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from api_client import refusal, serving
+from tiny_versions import trusted_by
 
 from app.batcher import Batcher
 from app.engines import Engines, num_bytes
@@ -39,13 +40,13 @@ def size_of(repository: Path) -> int:
 
 
 def inventory(repository: Path) -> Inventory:
-    return scan([repository], Inventory())
+    return scan([repository], Inventory(), trusted_by(repository))
 
 
 @asynccontextmanager
 async def opened(repository: Path, *, memory_bytes: int | None = None, pins: Sequence[str] = ()) -> AsyncIterator[Store]:
     batcher = Batcher(num_threads=1)
-    store = Store([repository], CPU, batcher, memory_bytes=memory_bytes, pins=pins)
+    store = Store([repository], CPU, batcher, digests=trusted_by(repository), memory_bytes=memory_bytes, pins=pins)
     try:
         yield store
     finally:

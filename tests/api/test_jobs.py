@@ -25,7 +25,8 @@ class Jobs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "jobs"
-        self.worker = WorkerSettings(folder / "datasets", folder / "weights", (folder / "models",), threads=1, niceness=0)
+        digests = folder / "digests"
+        self.worker = WorkerSettings(folder / "datasets", folder / "weights", (folder / "models",), digests, threads=1, niceness=0)
         self.published: list[str] = []
         self.num_created = 0
 

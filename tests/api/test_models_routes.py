@@ -16,7 +16,8 @@ from app.settings import Settings
 from ganserve import cli
 from ganserve.training import TrainFlags
 from training import catalog, datasets
-from training.contract import Manifest, OptimizerConfig, TrainConfig, train_command
+from training.commands import train_command
+from training.contract import Manifest, OptimizerConfig, TrainConfig
 from training.datasets import About, Batch
 
 pytest_plugins = ["api_fixtures"]
@@ -70,7 +71,7 @@ def test_a_version_shows_its_manifest_and_the_command_that_trains_it_again(api: 
     card = api.get("/models/digits/1").json()
     manifest = Manifest.model_validate(card["manifest"], strict=False)
     assert (manifest.name, manifest.version, manifest.dataset.name) == ("digits", 1, "mnist")
-    assert card["command"] == manifest.command
+    assert card["command"] == train_command(manifest.config)
     assert card["command"].startswith("ganserve train --name digits --architecture mlp ")
 
 
@@ -80,7 +81,7 @@ def test_a_version_has_a_card_that_people_read(api: Api) -> None:
         answer = api.get(f"/models/{model}/{manifest.version}/card")
         assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
         assert answer.text.startswith(f"# {model}, version {manifest.version}\n")
-        assert f"$ {manifest.command}\n" in answer.text
+        assert f"$ {train_command(manifest.config)}\n" in answer.text
         files = [file for spec in (manifest.generator, *manifest.parts.values()) for file in spec.files.values()] + [manifest.samples]
         assert all(f"| {file.size_bytes:,} | {file.sha256} |" in answer.text for file in files)
         assert all(f"| {name.replace('_', chr(92) + '_')} | " in answer.text for name in manifest.metrics)

@@ -38,6 +38,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
         ("QUEUE_MEGABYTES", "64", "queue_megabytes", 64),
         ("DEADLINE_SECONDS", "86400", "deadline_seconds", 86400),
         ("MODEL_MEMORY_MEGABYTES", "256", "model_memory_megabytes", 256),
+        ("KEEP_VERSIONS", "5", "keep_versions", 5),
         ("PIN", " digits,, fashion ", "pins", ("digits", "fashion")),
         ("LOG_FORMAT", "json", "log_format", "json"),
         ("ACCESS_LOG", "1", "access_log", True),

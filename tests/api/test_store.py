@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_versions import trusted_by
 
 from app.batcher import Batcher
 from app.engines import MAX_UNNAMED
@@ -30,7 +31,7 @@ Main = Callable[[Store], Awaitable[None]]
 @asynccontextmanager
 async def opened(repositories: Sequence[Path]) -> AsyncIterator[tuple[Store, Batcher]]:
     batcher = Batcher(num_threads=1)
-    store = Store(repositories, torch.device("cpu"), batcher)
+    store = Store(repositories, torch.device("cpu"), batcher, digests=trusted_by(repositories[0]))
     try:
         await store.refresh()
         yield store, batcher

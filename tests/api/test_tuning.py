@@ -32,7 +32,7 @@ def test_every_module_is_measured_by_every_back_end_that_can_run_it(make_version
     make_version(repository, "tiny", network="conv")
     make_version(repository, "blind", with_discriminator=False)
     (repository / "broken/1").mkdir(parents=True)
-    tuned = measure(Settings(models=(repository,), threads=1), 20)
+    tuned = measure(Settings(models=(repository,), state=repository.parent / "state", threads=1), 20)
     by_torch: list[Backend] = ["torchscript", "torchscript-channels-last", "torchscript-frozen"]
     modules = [("blind", "generator"), ("tiny", "discriminator"), ("tiny", "generator")]
     assert sorted((*key, row.backend) for row in tuned.rows for key in [(row.model, row.module)]) == [
@@ -47,14 +47,14 @@ def test_every_module_is_measured_by_every_back_end_that_can_run_it(make_version
 
 def test_other_numbers_of_threads_are_measured_with_what_was_chosen(make_version: MakeVersion, repository: Path) -> None:
     make_version(repository, "tiny", with_discriminator=False)
-    tuned = measure(Settings(models=(repository,)), 20, cores=3)
+    tuned = measure(Settings(models=(repository,), state=repository.parent / "state"), 20, cores=3)
     assert {row.threads for row in tuned.rows} == {1, 2}
     assert {row.threads for row in tuned.chosen} == {tuned.threads or 1}
 
 
 def test_what_there_is_no_time_for_stays_as_usual_and_is_told(make_version: MakeVersion, repository: Path) -> None:
     make_version(repository, "tiny")
-    tuned = measure(Settings(models=(repository,), threads=1), 0)
+    tuned = measure(Settings(models=(repository,), state=repository.parent / "state", threads=1), 0)
     assert (tuned.rows, tuned.choices.models) == ([], {})
     assert tuned.left_out == ["tiny is not measured: there was no time for it; give more --seconds"]
 

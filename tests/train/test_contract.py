@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from ganserve.cli import app
 from training import contract
+from training.commands import train_command
 from training.contract import (
     MAX_SEED,
     FileSpec,
@@ -22,7 +23,6 @@ from training.contract import (
     ScoreReference,
     TensorSpec,
     TrainConfig,
-    train_command,
 )
 from training.probe import probe_inputs
 
@@ -302,6 +302,7 @@ def test_every_field_of_a_config_is_a_flag() -> None:
         "on_collapse": "stop",
         "extractor": "digits-classifier",
         "formats": ["onnx"],
+        "publish": {"alias": "best", "if": {"metric": "kid", "better_than": "production"}},
     }
     assert set(other) == set(TrainConfig.model_fields), "a new field wants a value here"
     assert read_by_the_console(train_command(config(**other))) == config(**other)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from training import catalog, export_onnx
 from training.catalog import ConfigError
+from training.commands import train_command
 from training.contract import ModuleSpec, TensorSpec, TrainConfig
 from training.datasets import card
 from training.export import HeldOut, Provenance, publish, with_onnx
@@ -66,7 +67,7 @@ def test_a_training_that_asks_for_it_publishes_it(make_config: Callable[..., Tra
     held_out = HeldOut(torch.zeros(64, 1, 16, 16))
     manifest = publish({"generator": players["generator"]}, provenance, held_out, held_out, [tmp_path])
     assert verify(tmp_path / "mine/1", manifest.generator.files["onnx"]).name == "generator.onnx"
-    assert manifest.command.endswith("--formats onnx")
+    assert train_command(manifest.config).endswith("--formats onnx")
 
 
 def test_what_cannot_be_exported_is_published_without_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -461,43 +461,6 @@ def test_aliases_that_cannot_be_read_are_an_error(content: str, tmp_path: Path) 
         versions.read_aliases([tmp_path], "mine")
 
 
-PUBLISHER = """
-import sys
-from pathlib import Path
-from training.files import versions
-from training.files.directories import staging
-repositories, who = [Path(sys.argv[1])], sys.argv[2]
-sys.stdin.readline()
-for _ in range(20):
-    while True:
-        number = versions.next_number(repositories, "mine")
-        with staging(repositories[0]) as staged:
-            (staged / "manifest.json").write_text(who)
-            try:
-                versions.publish(staged, repositories, "mine", number)
-            except FileExistsError:
-                continue
-        break
-"""
-
-
-def test_publishers_at_once_get_different_numbers(tmp_path: Path) -> None:
-    publishers = [
-        subprocess.Popen([sys.executable, "-c", PUBLISHER, tmp_path, who], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for who in ("first", "second")
-    ]
-    for publisher in publishers:
-        assert publisher.stdin is not None
-        publisher.stdin.write("go\n")
-        publisher.stdin.flush()
-    assert [publisher.communicate(timeout=60)[1] for publisher in publishers] == ["", ""]
-    found = versions.versions([tmp_path], "mine")
-    assert list(found) == list(range(1, 41))
-    by = [(path / versions.MANIFEST).read_text() for path in found.values()]
-    assert by.count("first") == by.count("second") == 20
-    assert names(tmp_path / STAGING) == []
-
-
 def test_a_run_that_was_begun_before_layouts_were_chosen_goes_on_with_its_threads(tmp_path: Path) -> None:
     runs.create(tmp_path / "run", TrainConfig(), runs.new_id())
     old = json.loads((tmp_path / "run" / runs.STATUS).read_text())

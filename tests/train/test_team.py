@@ -125,7 +125,8 @@ def run(datasets_folder: Path, make_config: MakeConfig, tmp_path: Path) -> Path:
 
 def torchrun(run: Path, datasets_folder: Path, processes: int, restarts: int = 0) -> "subprocess.Popen[str]":
     team = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
-    places = ["--datasets", str(datasets_folder), "--repository", str(run.parent / "models"), "--device", "cpu", "--threads", "1"]
+    places = ["--datasets", str(datasets_folder), "--repository", str(run.parent / "models"), "--digests", str(run.parent / "digests")]
+    places += ["--device", "cpu", "--threads", "1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     words = [sys.executable, *team, "-m", "training.worker", str(run), *places]
     return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

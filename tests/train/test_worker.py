@@ -18,7 +18,7 @@ from torch import Tensor
 from training import catalog, checkpoint, datasets, export
 from training.contract import JobStatus, Manifest, TrainConfig, Tuning
 from training.datasets import About, Batch
-from training.files import runs, versions
+from training.files import digests, runs, versions
 from training.files.locks import hold, is_held
 from training.game import DataSpec
 from training.preparation import Places
@@ -55,6 +55,7 @@ class Bench:
 
     def start(self, run: Path) -> "subprocess.Popen[str]":
         places = ["--datasets", str(self.places.datasets), "--repository", str(self.repository)]
+        places += ["--digests", str(self.folder / "digests")]
         command = [sys.executable, "-m", "training.worker", str(run), *places, "--device", "cpu", "--threads", "1"]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -320,6 +321,43 @@ def test_fine_tuning_starts_from_the_published_weights(bench: Bench, make_config
         found = export.published_weights(tuned, bench.repository / "tuned" / "1", key)
         assert all(torch.equal(value, weights[key][name]) for name, value in found.items())
     assert "starting from start/1" in (run / runs.LOG).read_text()
+
+
+def test_a_run_adds_the_digest_of_what_it_publishes_and_starts_from_no_version_that_is_not_known(
+    bench: Bench, make_config: MakeConfig
+) -> None:
+    places = replace(bench.places, digests=bench.folder / "digests")
+    first, config = bench.create("first", make_config(name="start")), make_config(name="mine")
+    assert work(first, places, CPU) == 0
+    digest = digests.digest_of((bench.repository / "start" / "1" / versions.MANIFEST).read_bytes())
+    assert digests.known(bench.folder / "digests") - digests.SHIPPED.keys() == {digest}
+    tuned = config.model_copy(update={"initial_model": "start/1"})
+    assert work(bench.create("second", tuned), places, CPU) == 0
+    digests.forget(bench.folder / "digests", digest)
+    run = bench.create("third", tuned)
+    assert work(run, places, CPU) == 1
+    assert f"start/1 cannot be started from: its manifest (sha256 {digest}) was neither published" in runs.read_status(run).message
+
+
+def test_a_worker_that_died_before_it_pointed_the_alias_points_it_and_publishes_nothing_more(bench: Bench, make_config: MakeConfig) -> None:
+    run = bench.create("run", make_config(name="mine", publish={"alias": "production"}))
+    said = "published as mine version 1; production is version 1 now"
+    assert bench.work(run)[1].message == said
+    assert versions.read_aliases([bench.repository], "mine") == {"production": 1}
+    (bench.repository / "mine" / versions.ALIASES).unlink()
+    runs.write_status(run, runs.read_status(run).model_copy(update={"state": "queued", "message": ""}))
+    assert bench.work(run)[1].message == said
+    assert versions.read_aliases([bench.repository], "mine") == {"production": 1}
+    assert list(versions.versions([bench.repository], "mine")) == [1]
+
+
+def test_old_versions_go_when_one_more_is_published_and_few_are_kept(bench: Bench, make_config: MakeConfig) -> None:
+    places = replace(bench.places, keep_versions=2)
+    for number in range(1, 5):
+        run = bench.create(f"run-{number}", make_config(name="mine", publish={"alias": "production"} if number == 1 else {}))
+        assert work(run, places, CPU) == 0
+    assert list(versions.versions([bench.repository], "mine")) == [1, 3, 4]
+    assert "2 versions of mine are kept; removed: 2" in (run / runs.LOG).read_text()
 
 
 def test_an_initial_model_that_was_damaged_meanwhile_fails_the_run(bench: Bench, make_config: MakeConfig) -> None:

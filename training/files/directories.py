@@ -56,6 +56,22 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> Path:
+    """Make a directory with its parents where it is missing, so that it is there after a power cut too."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _fsync(folder.parent)
+    return folder
+
+
+def rename(path: Path, target: Path) -> None:
+    """Rename within a file system, durable at both ends."""
+    path.rename(target)
+    _fsync(target.parent)
+    _fsync(path.parent)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file: a reader sees the old bytes or the new ones, also after a power cut."""
     staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

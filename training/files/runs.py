@@ -33,6 +33,7 @@ from training.files.directories import commit, staging, write_atomically
 CONFIG, STATUS, METRICS, LOG = "config.json", "status.json", "metrics.jsonl", "log.txt"
 CANCEL, STOP, PAUSE = "cancel", "stop", "pause"
 CHECKPOINTS, BEST, SAMPLES = "checkpoints", "best", "samples"
+CHECKPOINT_CARD = "checkpoint.json"  # of each state in the first two
 SUMMARY, REQUEST = "summary.png", "request.json"
 ATTEMPT, DEATHS = "attempt", "deaths.json"
 

@@ -7,18 +7,20 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from training.contract import is_name
-from training.files.directories import commit, write_atomically
+from training.files import numbers
+from training.files.directories import commit, make_folder, write_atomically
 
 MANIFEST = "manifest.json"
 ALIASES = "aliases.json"
 PRODUCTION = "production"  # answers where no version is named
 PREVIOUS = "previous"  # what answered before `production` moved
+LATEST = "latest"  # the newest version, whatever the aliases are
 CANARY = "canary"  # may answer a share of the requests that name no version
 
 
@@ -49,8 +51,10 @@ def versions(repositories: Sequence[Path], name: str) -> dict[int, Path]:
         folder = repository / name
         if not folder.is_dir() or folder.is_symlink():
             continue
+        removed = numbers.removed(folder)
         for path in folder.iterdir():
-            if path.name.isascii() and path.name.isdecimal() and path.name == str(int(path.name)) and path.is_dir():
+            is_number = path.name.isascii() and path.name.isdecimal() and path.name == str(int(path.name))
+            if is_number and int(path.name) not in removed and path.is_dir():
                 found[int(path.name)] = path
     return dict(sorted(found.items()))
 
@@ -92,6 +96,14 @@ def is_alias(text: str) -> bool:
     return is_name(text) and not text.isdecimal()
 
 
+ALIAS_RULE = f"small letters, digits, '.', '_' and '-' are allowed, not digits alone, and not {LATEST!r}, which is the newest version"
+
+
+def may_be_pointed(text: str) -> bool:
+    """Whether it may be written down as an alias."""
+    return is_alias(text) and text != LATEST
+
+
 def write_alias(
     repositories: Sequence[Path], name: str, alias: str, version: int, *, share: float = 0.0, answering: int | None = None
 ) -> None:
@@ -106,8 +118,8 @@ def write_alias(
         ValueError: not a name for an alias, or a share that it cannot have.
         OSError: the first repository cannot be written to.
     """
-    if not is_alias(alias):
-        raise ValueError(f"{alias!r} cannot be an alias: small letters, digits, '.', '_' and '-' are allowed, and not digits alone")
+    if not may_be_pointed(alias):
+        raise ValueError(f"{alias!r} cannot be an alias: {ALIAS_RULE}")
     if share and alias != CANARY:
         raise ValueError(f"{alias!r} cannot have a share of the requests; {CANARY!r} can")
     if not 0 <= share <= 1:
@@ -145,6 +157,58 @@ def remove_alias(repositories: Sequence[Path], name: str, alias: str) -> None:
         _write_pointers(repositories[0] / name, pointers)
 
 
+class KeptError(Exception):
+    """A version that must stay; the message says why."""
+
+
+def remove(repositories: Sequence[Path], name: str, number: int, pinned: Collection[str] = ()) -> None:
+    """Take a version away: out of sight by one rename, and its number is not used again.
+
+    Args:
+        pinned: names of models whose version that answers stays.
+
+    Raises:
+        LookupError: no such version.
+        KeptError: an alias names it, it is pinned, or another repository than the first holds it.
+        OSError: the first repository cannot be written to.
+    """
+    known = versions(repositories, name) if is_name(name) else {}
+    if number not in known:
+        raise LookupError(_no_version(repositories, name, str(number)))
+    if known[number].parent.parent != repositories[0]:
+        raise KeptError(f"{name} version {number} lies in {known[number].parent.parent}, which is only read")
+    with _changing(repositories[0] / name):
+        if reason := _kept(repositories, name, pinned).get(number):
+            raise KeptError(f"{name} version {number} stays: {reason}")
+        numbers.remove(repositories[0] / name, number)
+
+
+def prunable(repositories: Sequence[Path], name: str, keep: int, pinned: Collection[str] = ()) -> list[int]:
+    """The versions of the first repository that go where the newest so many are kept, ascending; what has a reason to stay, stays."""
+    kept = {*list(versions(repositories, name))[-keep:], *_kept(repositories, name, pinned)}
+    return [number for number in versions(repositories[:1], name) if number not in kept]
+
+
+def prune(repositories: Sequence[Path], name: str, keep: int, pinned: Collection[str] = ()) -> list[int]:
+    """Take away what is prunable, and say what that was; raises OSError as `remove`."""
+    gone = []
+    for number in prunable(repositories, name, keep, pinned):
+        with suppress(LookupError, KeptError):  # somebody was faster, or has named it meanwhile
+            remove(repositories, name, number, pinned)
+            gone.append(number)
+    return gone
+
+
+def _kept(repositories: Sequence[Path], name: str, pinned: Collection[str]) -> dict[int, str]:
+    """Why versions stay."""
+    aliases = read_aliases(repositories, name)
+    reasons = {number: f"the alias {alias} names it; point that elsewhere first" for alias, number in aliases.items()}
+    if name in pinned:
+        answers = aliases.get(PRODUCTION, max(versions(repositories, name), default=0))
+        reasons.setdefault(answers, f"it is what {name} answers with, which is pinned (--pin)")
+    return reasons
+
+
 def _write_pointers(folder: Path, pointers: Mapping[str, Pointer]) -> None:
     content = {alias: pointer._asdict() if pointer.share else pointer.version for alias, pointer in pointers.items()}
     write_atomically(folder / ALIASES, json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
@@ -162,7 +226,7 @@ def _changing(folder: Path) -> Iterator[None]:
 
 
 def find(reference: str, repositories: Sequence[Path]) -> Path:
-    """The directory of `name` (its `production`, else its newest), `name/3` or `name/alias`.
+    """The directory of `name` (its `production`, else its newest), `name/3`, `name/alias` or `name/latest`.
 
     Raises:
         LookupError: there is none; the message lists what there is.
@@ -172,7 +236,7 @@ def find(reference: str, repositories: Sequence[Path]) -> Path:
     if not known:
         raise LookupError(f"there is no model {name!r}; there are: {', '.join(names(repositories)) or 'none yet'}")
     aliases = read_aliases(repositories, name)
-    unnamed = max(known) if not wanted else -1
+    unnamed = max(known) if wanted in ("", LATEST) else -1
     number = int(wanted) if wanted.isdecimal() else aliases.get(wanted or PRODUCTION, unnamed)
     if number not in known:
         raise LookupError(_no_version(repositories, name, wanted))
@@ -185,22 +249,45 @@ def _no_version(repositories: Sequence[Path], name: str, wanted: str) -> str:
     return f"model {name!r} has no version {wanted!r}; versions: {numbers}; aliases: {aliases}"
 
 
-def publish(staged: Path, repositories: Sequence[Path], name: str, number: int) -> Path:
-    """Make a staged version visible in the first repository.
+def reserve(repositories: Sequence[Path], name: str, run: str) -> int:
+    """The number that a run publishes under: the same each time, no other run's, and never used again.
 
     Raises:
-        FileExistsError: the number was taken meanwhile; stage again under `next_number`.
         NotADirectoryError: a file stands where the model's folder should be.
     """
-    target = repositories[0] / name / str(number)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:  # a file stands there, which no other number helps
-        raise NotADirectoryError(errno.ENOTDIR, f"{target.parent} is no folder") from error
+    return numbers.reserve(_folder(repositories, name), run, lambda: next_number(repositories, name))
+
+
+class RemovedError(Exception):
+    """The version was removed, and its number is not used again."""
+
+
+def publish(staged: Path, repositories: Sequence[Path], name: str, number: int) -> Path:
+    """Make a staged version visible in the first repository, under a number that was reserved for it.
+
+    Raises:
+        FileExistsError: there is a version of this number.
+        RemovedError: there was one.
+        NotADirectoryError: a file stands where the model's folder should be.
+    """
+    folder = _folder(repositories, name)
+    if number in numbers.removed(folder):
+        raise RemovedError(f"{name} version {number} was removed, and is not made again")
+    target = folder / str(number)
     commit(staged, target)
     return target
 
 
 def next_number(repositories: Sequence[Path], name: str) -> int:
-    """One more than the highest number in any repository."""
-    return max(versions(repositories, name), default=0) + 1
+    """One more than the highest number that any repository has, had or is yet to have."""
+    folders = [repository / name for repository in repositories]
+    taken = [number for folder in folders for number in numbers.reserved(folder) | numbers.removed(folder)]
+    return max([*versions(repositories, name), *taken], default=0) + 1
+
+
+def _folder(repositories: Sequence[Path], name: str) -> Path:
+    """The model's folder in the first repository, made where it is missing."""
+    try:
+        return make_folder(repositories[0] / name)
+    except FileExistsError as error:  # a file stands there, which no other number helps
+        raise NotADirectoryError(errno.ENOTDIR, f"{repositories[0] / name} is no folder") from error
