@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -138,6 +139,8 @@ def check(settings: Settings) -> None:
         if name not in known:
             raise SettingsError(f"--pin {name} is no model; there are: {', '.join(known) or 'none yet'}")
     if settings.run_jobs:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", settings.node):
+            raise SettingsError(f"the node {settings.node!r} is no name: give letters, digits, '.', '_' and '-', 63 at most")
         own = _own_folder(settings)
         try:
             own.mkdir(parents=True, exist_ok=True)

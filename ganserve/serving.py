@@ -16,6 +16,54 @@ if TYPE_CHECKING:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
+class Jobs:
+    """Where the server's jobs run, and in what company; what is None is as the environment says."""
+
+    jobs_at_once: Annotated[
+        int | None,
+        Parameter(
+            help="Jobs that train at once. GANSERVE_JOBS_AT_ONCE, or one a GPU, one on a CPU.",
+            show_default=False,
+            validator=Number(gte=1, lte=64),
+        ),
+    ] = None
+    training_memory_megabytes: Annotated[
+        int | None,
+        Parameter(
+            help="What one job may take of the machine's memory; one that wants more fails. GANSERVE_TRAINING_MEMORY_MEGABYTES, or three"
+            " quarters of it, shared by those that run at once.",
+            show_default=False,
+            validator=Number(gte=256, lte=10**7),
+        ),
+    ] = None
+    training_gpu_percent: Annotated[
+        int | None,
+        Parameter(
+            help="What a job may take of its GPU's memory; the models that are served have the rest. GANSERVE_TRAINING_GPU_PERCENT, or 50.",
+            show_default=False,
+            validator=Number(gte=1, lte=99),
+        ),
+    ] = None
+    node: Annotated[
+        str | None,
+        Parameter(
+            help="This server's name among those that share the PostgreSQL of GANSERVE_DATABASE_URL. GANSERVE_NODE, or the host's.",
+            show_default=False,
+        ),
+    ] = None
+
+    def over(self, found: "Settings") -> "Settings":
+        return replace(
+            found,
+            jobs_at_once=self.jobs_at_once or found.jobs_at_once,
+            training_memory_megabytes=self.training_memory_megabytes or found.training_memory_megabytes,
+            training_gpu_percent=self.training_gpu_percent or found.training_gpu_percent,
+            node=self.node or found.node,
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
 class Limits:
     """How much the server takes on, and what it tells of it; what is None is as the environment says."""
 
@@ -109,12 +157,13 @@ def serve(
         tuple[str, ...], Parameter(help="A name besides localhost that a request's Host may carry; repeat for more.")
     ] = (),
     limits: Limits = Limits(),
+    jobs: Jobs = Jobs(),
 ) -> int:
     """Serve every model of the repositories over HTTP, and train on request."""
     from app.server import run
     from app.settings import SettingsError, check_exposure
 
-    found = limits.over(settings(models, state, device, threads))
+    found = jobs.over(limits.over(settings(models, state, device, threads)))
     if port is not None and not 0 <= port <= 65535:
         raise SettingsError(f"--port is {port}; 0 to 65535 is allowed")
     found = replace(
