@@ -11,6 +11,7 @@ from app.index import Entry, Index
 from training.contract import FINISHED, JobState
 from training.files import events, runs
 
+_INDEX_ALONE = ("attempt",)  # a claim of a job whose worker is alive is granted nothing, and leaves no trace in the directory
 _log = logging.getLogger(__name__)
 
 
@@ -126,6 +127,9 @@ def differences(folder: Path, index: Index) -> list[str]:
             continue
         if id not in known:
             told.append(f"job {id} is not in the index")
-        elif known[id].state != "running" and known[id] != entry:
-            told.append(f"job {id} is {known[id]} in the index, and {entry} in its directory")
+        elif known[id].state != "running":
+            pairs = {name: (value, vars(entry)[name]) for name, value in vars(known[id]).items() if name not in _INDEX_ALONE}
+            told += [
+                f"job {id} has {name} {ours} in the index, and {its} in its directory" for name, (ours, its) in pairs.items() if ours != its
+            ]
     return sorted(told)

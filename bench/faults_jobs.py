@@ -4,11 +4,12 @@
     .venv/bin/python bench/faults_jobs.py --database postgresql   the same with two servers on one PostgreSQL (Debian's, started here)
     .venv/bin/python bench/faults_jobs.py --kills 10 --seed 7
 
-Clients write down what was acknowledged, as it was; at the end that is compared with what there is: jobs, cancellations, events as their
-watchers saw them over all reconnections, published versions and their weights, and what `ganserve fsck` says.
+Clients write down what was acknowledged, as it was; at the end that is compared with what there is: jobs, data sets, cancellations,
+events as their watchers saw them over all reconnections, published versions and their weights, and what `ganserve fsck` says.
 """
 
 import argparse
+import io
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import tempfile
 import threading
 import time
 import uuid
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,11 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
 from postgresql import postgresql  # noqa: E402
 
+from training import datasets  # noqa: E402
 from training.contract import FINISHED, Manifest  # noqa: E402
 from training.export import published_weights  # noqa: E402
 from training.files import events, runs, versions  # noqa: E402
@@ -125,6 +129,7 @@ class History:
 
     acknowledged: dict[str, int] = field(default_factory=dict)  # job: which config
     cancelled: set[str] = field(default_factory=set)
+    uploaded: dict[str, int] = field(default_factory=dict)  # data set: how many images it has
     retried: Counter[str] = field(default_factory=Counter)
     seen: dict[str, list[tuple[int, str, str]]] = field(default_factory=dict)  # events by job: number, kind, data
     twice: set[str] = field(default_factory=set)  # jobs with two workers at one time
@@ -181,6 +186,20 @@ class Fire:
                 time.sleep(chance.uniform(0, 5))
                 if self.ask("POST", f"/jobs/{id}/cancel").status_code == httpx.codes.ACCEPTED:
                     self.history.cancelled.add(id)
+
+    def upload(self) -> None:
+        """Small archives of pictures, each a data set."""
+        chance = random.Random(2)  # noqa: S311 - no secret
+        while not self._ending.wait(chance.uniform(4.0, 12.0)):
+            name, num_images = f"set-{len(self.history.uploaded)}", chance.randrange(70, 200)
+            headers = {"Content-Type": "application/zip", "Idempotency-Key": uuid.uuid4().hex}
+            answer = self.ask("POST", "/datasets", params={"name": name, "size": 8}, content=archive(num_images), headers=headers)
+            if answer.status_code != httpx.codes.ACCEPTED:
+                raise SystemExit(f"POST /datasets was answered {answer.status_code}: {answer.text}")
+            self.history.uploaded[name] = num_images
+
+    def _importing(self) -> bool:
+        return any(each["state"] == "importing" for each in self.ask("GET", "/datasets").json()["datasets"])
 
     def _unfinished(self) -> list[dict[str, Any]]:
         answer = self.ask("GET", "/jobs", params={"limit": 100, "state": ["queued", "running", "paused"]})
@@ -260,11 +279,22 @@ class Fire:
             for job in failed:
                 if "crash loop" in job["message"] and self.ask("POST", f"/jobs/{job['id']}/retry").status_code == httpx.codes.ACCEPTED:
                     self.history.retried[job["id"]] += 1
-            if not failed and not self._unfinished():
+            if not failed and not self._unfinished() and not self._importing():
                 break
             time.sleep(0.5)
         time.sleep(2.0)  # for the last events
         self._over.set()
+
+
+def archive(num_images: int) -> bytes:
+    """Grey squares, each of another grey."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as made:
+        for number in range(num_images):
+            picture = io.BytesIO()
+            Image.new("L", (8, 8), number).save(picture, "PNG")
+            made.writestr(f"{number}.png", picture.getvalue())
+    return file.getvalue()
 
 
 def undisturbed(folder: Path) -> dict[int, dict[str, str]]:
@@ -308,6 +338,8 @@ def report(fire: Fire, wanted: dict[int, dict[str, str]], folder: Path) -> list[
     twice = [id for id, made in found.items() if len(made) > 1]
     unpublished = [id for id in succeeded if id not in found]
     other = [id for id in succeeded if id in found and found[id][0][1] != wanted[history.acknowledged[id]]]
+    sets = datasets.known(folder / "state" / "datasets")
+    lost_sets = [name for name, images in history.uploaded.items() if name not in sets or sets[name].num_images != images]
     num_events, num_wrong = 0, 0
     for id, seen in history.seen.items():
         kept = [(number, event.event, json.dumps({"at": event.at, **event.data})) for number, event in events.Reader(jobs / id).read()]
@@ -323,6 +355,7 @@ def report(fire: Fire, wanted: dict[int, dict[str, str]], folder: Path) -> list[
         ("jobs acknowledged", f"{len(states)} ({succeeding}; {sum(history.retried.values())} crash loops tried again)", True),
         ("acknowledged jobs lost", str(len(lost)), not lost),
         ("jobs that nobody was told of", str(more), True),
+        ("acknowledged data sets lost", f"{len(lost_sets)} of {len(history.uploaded)}", not lost_sets),
         ("not at an end", str(len(unfinished)), not unfinished),
         ("cancellations lost", f"{len(unheard)} of {len(history.cancelled)}", not unheard),
         ("published twice", str(len(twice)), not twice),
@@ -362,7 +395,7 @@ def main() -> None:
         for server in servers:
             stack.callback(lambda server=server: server.process.poll() is None and server.kill())
         fire = Fire(fired, servers, random.Random(given.seed))  # noqa: S311 - no secret
-        fire.begin(fire.submit, fire.look_for_doubles)
+        fire.begin(fire.submit, fire.upload, fire.look_for_doubles)
         fire.kill(given.kills)
         fire.settle()
         rows = report(fire, wanted, fired)
