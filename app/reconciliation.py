@@ -128,8 +128,7 @@ def differences(folder: Path, index: Index) -> list[str]:
         if id not in known:
             told.append(f"job {id} is not in the index")
         elif known[id].state != "running":
-            pairs = {name: (value, vars(entry)[name]) for name, value in vars(known[id]).items() if name not in _INDEX_ALONE}
-            told += [
-                f"job {id} has {name} {ours} in the index, and {its} in its directory" for name, (ours, its) in pairs.items() if ours != its
-            ]
+            for name, ours in vars(known[id]).items():
+                if name not in _INDEX_ALONE and ours != (its := getattr(entry, name)):
+                    told.append(f"job {id} has the {name} {ours} in the index, and {its} in its directory")
     return sorted(told)
