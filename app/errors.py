@@ -287,8 +287,9 @@ def _allowed_fields(request: Request) -> dict[str, list[str]]:
 
 def fields_of(model: type[BaseModel], pointer: str = "") -> dict[str, list[str]]:
     """Field names by the pointer of the object that holds them, for a model and the models that are its fields, or items of its lists."""
-    fields = {pointer: list(model.model_fields)}
-    for name, info in model.model_fields.items():
+    named = {info.alias or name: info for name, info in model.model_fields.items()}
+    fields = {pointer: list(named)}
+    for name, info in named.items():
         for place, kind in [(f"{pointer}/{name}", info.annotation), *((f"{pointer}/{name}/*", item) for item in get_args(info.annotation))]:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 fields |= fields_of(kind, place)

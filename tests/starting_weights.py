@@ -23,5 +23,5 @@ def publish_with_weights(places: Places, config: TrainConfig, discriminator_head
             list(players["discriminator"].module.parameters())[-2].fill_(discriminator_head)
     provenance = Provenance("by-hand", architecture.source, config, datasets.card(config.dataset, places.datasets), {})
     images = HeldOut(torch.zeros(64, *SPEC.shape))
-    export.publish(players, provenance, images, images, places.repositories)
+    export.publish(players, provenance, images, images, places.repositories, places.digests)
     return {key: {name: value.clone() for name, value in player.module.state_dict().items()} for key, player in players.items()}

@@ -58,6 +58,8 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "jobs",
         "datasets",
         "architectures",
+        "backup",
+        "restore",
     }
 
 

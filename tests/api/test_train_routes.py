@@ -129,6 +129,8 @@ def test_an_accepted_job_is_known_to_the_next_server(api: Api, state: Path, tmp_
         ({"options": {"dropout": 1.5}}, "/options/dropout", "less than"),
         ({"options": []}, "/options", "valid dictionary"),
         ({"loss": "hinge-of-sorts"}, "/loss", "known: "),
+        ({"publish": {"alias": "a", "condition": {}}}, "/publish/condition", "allowed: alias, if"),
+        ({"publish": {"alias": "a", "if": {"metric": "psnr", "better_than": "a"}}}, "/publish/if/metric", "it will have: "),
         ({"loss_options": {"label_smoothing": 0.9}}, "/loss_options/label_smoothing", "less than"),
         ({"loss_options": {"label_smoothing": -0.1}}, "/loss_options/label_smoothing", "greater than"),
         ({"loss_options": {"smoothing": 0.1}}, "/loss_options/smoothing", "label_smoothing"),

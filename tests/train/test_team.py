@@ -157,7 +157,7 @@ def test_a_killed_member_brings_all_back_to_the_checkpoint_and_the_run_is_finish
 
 
 def test_a_run_that_is_lost_is_not_tried_again(datasets_folder: Path, make_config: MakeConfig, tmp_path: Path) -> None:
-    places = Places(datasets_folder, (tmp_path / "models",), tmp_path / "weights")
+    places = Places(datasets_folder, (tmp_path / "models",), tmp_path / "weights", tmp_path / "digests")
     publish_with_weights(places, make_config(name="start"), discriminator_head=1e38)
     config = make_config(name="mine").model_copy(update={"initial_model": "start/1"})
     runs.create(tmp_path / "run", config, runs.new_id())
