@@ -16,7 +16,7 @@ serve: $(VENV)/.installed
 	@$(VENV)/bin/ganserve serve --host $(HOST) --port $(PORT)
 
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist worksteal $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

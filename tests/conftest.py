@@ -1,11 +1,19 @@
 """What all tests share: the real console program, and a real server."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import hypothesis
 import pytest
 from servers import ROOT, Server
+
+# Two tests run at a time, and start processes of their own: an operation has one thread, as torch is told before it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A machine that is busy is slow: no test asserts a time.
+hypothesis.settings.register_profile("any-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("any-machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,6 +38,18 @@ def root() -> Path:
 
 
 @pytest.fixture
+def torch_as_before() -> Iterator[None]:
+    """For what trains in this process: a worker sets torch up as in a process of its own."""
+    import torch
+
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers that are ended with the test."""
     started: list[Server] = []
@@ -47,12 +67,18 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of one server with the demo models, for tests that change nothing."""
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server with the demo models, for tests that change nothing."""
     folder = tmp_path_factory.mktemp("server")
     running = Server(folder / "state", [folder / "models", ROOT / "models"])
-    yield running.url
+    yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def server(shared_server: Server) -> str:
+    """Its address."""
+    return shared_server.url
 
 
 @pytest.fixture

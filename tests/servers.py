@@ -12,10 +12,11 @@ START_SECONDS = 60
 
 
 class Server:
-    """A real server process on a free port of loopback; `log` is all that it printed."""
+    """A real server process on a free port of loopback; `state` is its folder, and `log` all that it printed."""
 
     def __init__(self, state: Path, models: list[Path], *arguments: str, environment: dict[str, str] | None = None) -> None:
         state.mkdir(parents=True, exist_ok=True)
+        self.state = state
         self.log = state / f"server-{len(list(state.glob('server-*.log')))}.log"
         command = [GANSERVE, "serve", "--port", "0", "--state", str(state)]
         for folder in models:

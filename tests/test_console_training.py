@@ -20,6 +20,7 @@ from training.contract import Finding, TrainConfig
 from training.files import runs
 
 pytest_plugins = ["console_fixtures"]
+pytestmark = pytest.mark.usefixtures("torch_as_before")
 TINY = [
     *("--architecture", "mlp", "--options.generator-widths", "[8]", "--options.discriminator-widths", "[8]", "--options.latent-size", "4"),
     *("--num-evaluated", "0"),
@@ -41,7 +42,7 @@ class Interrupted:
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     folder = tmp_path_factory.mktemp("interrupted")
-    state = ["--state", str(folder / "state"), "--models", str(folder / "models"), "--device", "cpu"]
+    state = ["--state", str(folder / "state"), "--models", str(folder / "models"), "--device", "cpu", "--threads", "1"]
     # batches of 2 make a run of minutes on any machine
     terminal = Terminal(
         "train", "--name", "tiny", *TINY, "--batch-size", "2", "--total-images", "200000", "--run-dir", str(folder / "run"), *state

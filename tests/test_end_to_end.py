@@ -205,10 +205,9 @@ def test_a_version_published_by_the_command_line_is_served_without_a_restart(sta
         assert response.status_code == 200
 
 
-def test_a_second_server_on_the_same_state_is_refused_with_a_sentence(start: Start, tmp_path: Path) -> None:
-    start()
+def test_a_second_server_on_the_same_state_is_refused_with_a_sentence(start: Start, shared_server: Server) -> None:
     with pytest.raises(AssertionError, match=r"another server works on .*state: end it, or choose another --state"):
-        start()
+        start(shared_server.state)
 
 
 def test_a_key_opens_another_address_and_then_only_the_probes_are_free(start: Start) -> None:

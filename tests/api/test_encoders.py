@@ -20,7 +20,7 @@ from app.encoders import gif_animation, jpeg, npy, png, webp, webp_animation, zi
 from app.errors import Invalid
 
 Pixels = NDArray[np.uint8]
-quick = settings(deadline=None, max_examples=60)
+quick = settings(max_examples=60)
 
 
 def random_pixels(*shape: int) -> Pixels:

@@ -53,7 +53,7 @@ def test_a_shown_value_is_printable_ascii_and_cut() -> None:
     assert show(None) == "None"
 
 
-@hypothesis.settings(deadline=None, max_examples=50)
+@hypothesis.settings(max_examples=50)
 @given(st.text())
 def test_any_text_can_be_shown(text: str) -> None:
     shown = show(text)

@@ -17,7 +17,7 @@ SHORT = TensorSpec(name="short", kind="latent", shape=(3,), distribution="normal
 UNIFORM = TensorSpec(name="noise", kind="latent", shape=(2, 4, 4), distribution="uniform")
 LABEL = TensorSpec(name="label", kind="label", shape=(10,))
 
-quick = settings(deadline=None, max_examples=60)
+quick = settings(max_examples=60)
 fractions = st.floats(0, 1, allow_subnormal=False)
 numbers = st.floats(-100, 100, width=32, allow_subnormal=False)
 seeds = st.integers(0, MAX_SEED)

@@ -2,7 +2,6 @@
 
 from contextlib import suppress
 
-import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,14 +66,12 @@ def test_a_long_header_is_cut_in_the_message() -> None:
     assert len(refused.value.detail) < 250
 
 
-@hypothesis.settings(deadline=None)
 @given(st.text(st.characters(max_codepoint=255), max_size=60))
 def test_no_header_is_a_bug(accept: str) -> None:
     with suppress(NotAcceptable):
         assert choose(accept, OFFERED) in OFFERED
 
 
-@hypothesis.settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(OFFERED), st.integers(0, 1000)), min_size=1, max_size=5, unique_by=lambda pair: pair[0]))
 def test_of_plain_types_the_one_of_the_highest_quality_is_chosen(wishes: list[tuple[str, int]]) -> None:
     accept = ", ".join(f"{form};q={quality / 1000:.3f}" for form, quality in wishes)

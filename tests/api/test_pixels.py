@@ -77,7 +77,7 @@ def test_an_array_that_may_not_be_written_is_read() -> None:
 # --- grid -------------------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     num=st.integers(1, 20),
     channels=st.sampled_from([1, 3]),

@@ -518,7 +518,7 @@ def test_a_model_that_is_not_loaded_yet_is_not_ready(tmp_path: Path, make_versio
         assert api.get("/v2/models/late/ready").json() == {"name": "late", "ready": True}
 
 
-@hypothesis.settings(deadline=None, max_examples=60, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(max_examples=60, suppress_health_check=list(hypothesis.HealthCheck))
 @given(st.data())
 def test_no_body_is_a_bug_of_ours(api: Api, data: st.DataObject) -> None:
     sizes = [{"binary_data_size": size} for size in (0, 4, 8)]

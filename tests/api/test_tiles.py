@@ -25,7 +25,7 @@ def tiled(network: torch.nn.Module, image: Tensor, spec: TensorSpec, core: int) 
     return result
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(height=SIDES, width=SIDES, core=st.integers(4, 12), scale=st.sampled_from([1, 2, 4]), seed=st.integers(0, 99))
 def test_tiles_of_any_size_give_the_floats_and_pixels_of_the_whole(height: int, width: int, core: int, scale: int, seed: int) -> None:
     module = enlarging(scale=scale)

@@ -117,6 +117,7 @@ def test_a_published_set_can_be_registered_and_loaded(tmp_path: Path) -> None:
         (gzip.compress(idx(TRAIN)[:-1]), "is not train-images-idx3-ubyte of mnist"),
         (gzip.compress(idx(TRAIN[:, ::-1])), "is not train-images-idx3-ubyte of mnist"),
     ],
+    ids=["cut off", "a page", "empty", "too short", "mirrored"],  # there is a time in what gzip makes
 )
 def test_a_damaged_idx_file_is_named_with_what_to_do(tmp_path: Path, data: bytes, reason: str) -> None:
     (write_both(tmp_path) / "train-images-idx3-ubyte.gz").write_bytes(data)

@@ -29,13 +29,8 @@ from training.worker import STOPPED, pick_device, work
 MakeConfig = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
 SPEC = DataSpec((1, 16, 16))
+pytestmark = pytest.mark.usefixtures("torch_as_before")
 LONG = {"total_images": 50_000, "checkpoint_images": 2_500, "sample_images": 20_000, "learning_rate": 0.001}  # some seconds
-
-
-@pytest.fixture(autouse=True)
-def _denormals_as_before() -> Iterator[None]:
-    yield
-    torch.set_flush_denormal(False)  # a worker turns it on, in a process of its own
 
 
 @dataclass(frozen=True)
@@ -60,8 +55,8 @@ class Bench:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def work(self, run: Path, listener: Listener | None = None) -> tuple[int, JobStatus]:
-        """In this process, for what needs no other one."""
-        return work(run, self.places, CPU, listener), runs.read_status(run)
+        """In this process, for what needs no other one; as `start` does, with one thread."""
+        return work(run, self.places, CPU, listener, num_threads=1), runs.read_status(run)
 
 
 @pytest.fixture
@@ -133,8 +128,6 @@ def published(bench: Bench, name: str, number: int) -> dict[str, Tensor]:
 def test_a_worker_stopped_and_killed_ends_with_the_bits_of_one_left_alone(bench: Bench, make_config: MakeConfig) -> None:
     config = make_config(name="mine", **LONG)
     alone, disturbed = bench.create("alone", config), bench.create("disturbed", config)
-    undisturbed = bench.start(alone)
-
     stopped = bench.start(disturbed)
     wait_for(stopped, lambda: newest(disturbed) > 0)
     assert is_held(disturbed)
@@ -157,7 +150,7 @@ def test_a_worker_stopped_and_killed_ends_with_the_bits_of_one_left_alone(bench:
     assert not is_held(disturbed)
 
     assert ended(bench.start(disturbed)) == (0, "")
-    assert ended(undisturbed) == (0, "")
+    assert bench.work(alone)[0] == 0
     for run, attempts in ((alone, 1), (disturbed, 3)):
         status = runs.read_status(run)
         assert (status.state, status.attempts, status.model) == ("succeeded", attempts, "mine")
@@ -199,10 +192,12 @@ def test_a_second_worker_on_one_directory_is_refused(bench: Bench, make_config: 
     assert after == before, "it touched nothing"
 
 
-def test_a_run_that_fails_says_why_in_one_sentence_and_keeps_its_traceback_in_the_log(bench: Bench, make_config: MakeConfig) -> None:
+def test_a_run_that_fails_says_why_in_one_sentence_and_keeps_its_traceback_in_the_log(
+    bench: Bench, make_config: MakeConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
     run = bench.create("run", make_config(name="mine").model_copy(update={"dataset": "gone"}))
-    assert ended(bench.start(run)) == (1, "")
-    status = runs.read_status(run)
+    code, status = bench.work(run)
+    assert (code, *capfd.readouterr()) == (1, "", "")
     assert (status.state, status.model, status.version) == ("failed", None, None)
     assert status.message.startswith("there is no data set 'gone'; known: fashion-mnist-10k, tiny")
     assert "\n" not in status.message
