@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from app import watching
 from app.errors import Conflict, FieldError, IndexDamaged, IndexUnavailable, Invalid, NotServed, UnknownJob, show
 from app.index import ALL, Entry, Filter, Index
 from app.reconciliation import asked, entry_of, reconcile
@@ -25,6 +26,7 @@ from training.contract import FINISHED, JobState, TrainConfig, is_name, now
 from training.files import runs
 from training.files.directories import hide
 
+LOG_END_BYTES = 2000  # of a failed job's log, beside the sentence that says why
 _ENDED: tuple[JobState, ...] = ("succeeded", "failed", "cancelled")
 _log = logging.getLogger(__name__)
 
@@ -278,6 +280,7 @@ class JobService:
             progress=JobProgress(**status.progress.model_dump(), percent=round(status.progress.percent, 2)),
             attempts=status.attempts,
             message=status.message or ("asked to end" if status.state not in FINISHED and runs.is_cancel_asked(folder) else ""),
+            log_end=_log_end(folder) if status.state == "failed" else None,
             findings=list(status.findings),
             model=status.model,
             version=status.version,
@@ -294,6 +297,13 @@ def _is_claimed(entry: Entry | None) -> bool:
 
 def _request(key: str, config: TrainConfig) -> dict[str, JsonValue]:
     return {"key": key, "config": config.model_dump(mode="json", exclude_unset=True)}
+
+
+def _log_end(folder: Path) -> str | None:
+    try:
+        return watching.log(folder, LOG_END_BYTES).decode(errors="replace")
+    except UnknownJob:  # the log is gone, and the job is not
+        return None
 
 
 def _config(folder: Path) -> TrainConfig | None:

@@ -33,6 +33,7 @@ class Job(BaseModel):
     progress: JobProgress
     attempts: int
     message: str
+    log_end: str | None = Field(description="Of a failed job: the last lines of its log; GET /jobs/{id}/log has more.")
     findings: list[Finding] = Field(description="What went wrong on the way, one a kind, oldest first; empty where all is well.")
     model: str | None = Field(description="The name it published under, once it has.")
     version: int | None

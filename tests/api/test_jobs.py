@@ -136,6 +136,8 @@ def test_a_job_whose_config_is_damaged_fails_with_a_sentence_and_stays_in_the_li
         assert (job.state, job.attempts, job.config) == ("failed", 1, None)
         assert job.message
         assert "Traceback" not in job.message
+        assert job.log_end is not None
+        assert "Traceback" in job.log_end
         assert [listed.id for listed in (await service.page(20, None)).jobs] == [id]
 
     jobs.serve(scenario)
