@@ -52,20 +52,23 @@ class Watch:
             if is_over:
                 yield ServerSentEvent(event="end", data={})
                 return
-            if status.state == "running" and (told is None or told.progress != status.progress):
+            if status is not None and status.state == "running" and (told is None or told.progress != status.progress):
                 yield ServerSentEvent(event="progress", data=status.progress)
                 told = status
             await self._rest()
         yield ServerSentEvent(event="shutdown", data={})
 
-    def _look(self) -> tuple[JobStatus, bool, list[tuple[int, events.Event]]]:
+    def _look(self) -> tuple[JobStatus | None, bool, list[tuple[int, events.Event]]]:
         """How the job stands, whether that is all there will be, and what has happened since the last look.
 
         Of a job that is over the last word waits until the server is done with it: who hears that it has succeeded may ask for the model.
         """
-        is_claimed, status = self.jobs.is_claimed(self.id), runs.read_status(self.folder)
-        found = self.reader.read(but_the_end=is_claimed)
-        return status, status.state in FINISHED and not is_claimed, found
+        try:
+            status = runs.read_status(self.folder)
+            is_over = status.state in FINISHED and not self.jobs.is_claimed(self.id)
+            return status, is_over, self.reader.read(but_the_end=not is_over)
+        except (OSError, ValueError):  # it was removed meanwhile, or is damaged: there will be no more
+            return None, True, []
 
     async def _rest(self) -> None:
         try:

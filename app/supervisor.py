@@ -54,6 +54,7 @@ class Supervisor:
         self._held: dict[str, _Work] = {}
         self._set_aside: set[str] = set()
         self._closing = False
+        self._stopped_at: float | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -68,6 +69,7 @@ class Supervisor:
     def stop(self) -> None:
         """Begin nothing more, and ask the workers for a checkpoint; the jobs go on at the next start."""
         self._closing = True
+        self._stopped_at = self._stopped_at or time.monotonic()
         self._wake.set()
         for work in self._held.values():
             self._ask_to_stop(work)
@@ -75,7 +77,9 @@ class Supervisor:
     async def close(self) -> None:
         """Stop, and wait for the workers."""
         self.stop()
-        if self._tasks and (await asyncio.wait(self._tasks, timeout=TERMINATE_SECONDS))[1]:
+        assert self._stopped_at is not None
+        left = max(0.0, self._stopped_at + TERMINATE_SECONDS - time.monotonic())
+        if self._tasks and (await asyncio.wait(self._tasks, timeout=left))[1]:
             for work in self._held.values():
                 if work.process is not None:
                     _log.warning("job %s: its worker did not stop within %s s and is killed", work.claim.id, TERMINATE_SECONDS)

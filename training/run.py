@@ -140,6 +140,7 @@ class Run(Follower):
 
     def heed(self) -> None:
         """Raise what ends the run, where somebody has asked for its end."""
+        self.heed_grant()
         stop = self.stop_asked or runs.is_stop_asked(self.folder)
         asked = Stopped if stop else Cancelled if runs.is_cancel_asked(self.folder) else None
         if end := _ENDS[self.team.agree(_ENDS.index(asked))]:
