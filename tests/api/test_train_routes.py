@@ -232,6 +232,31 @@ def test_an_unknown_job_is_a_404(api: Api, id: str) -> None:
     assert "GET /jobs lists them" in refusal(api.get("/jobs/x"), 404)["detail"]
 
 
+def test_a_job_of_a_higher_priority_goes_first(api: Api) -> None:
+    first, second = submitted(api)["id"], submitted(api)["id"]
+    urgent = api.post("/train?priority=5", TINY).json()
+    assert (urgent["priority"], urgent["position"]) == (5, 1)
+    assert [api.get(f"/jobs/{id}").json()["position"] for id in (urgent["id"], first, second)] == [1, 2, 3]
+    assert api.post("/train?priority=-1", TINY).json()["position"] == 4
+    for wrong in ("101", "-101", "1.5", "high"):
+        assert pointers(refusal(api.post(f"/train?priority={wrong}", TINY), 422)) == ["/priority"]
+
+
+def test_jobs_are_listed_by_what_they_are(api: Api) -> None:
+    waiting, ended = submitted(api, name="one")["id"], submitted(api, name="two")["id"]
+    api.post(f"/jobs/{ended}/cancel")
+
+    def listed(query: str) -> set[str]:
+        return {job["id"] for job in api.get(f"/jobs?{query}").json()["jobs"]}
+
+    assert listed("state=queued") == {waiting}
+    assert listed("state=cancelled&state=queued") == {waiting, ended}
+    assert listed("model=two") == {ended}
+    assert listed("architecture=mlp&dataset=fashion-mnist-10k&model=one&state=queued") == {waiting}
+    assert listed("architecture=dcgan") == set()
+    refusal(api.get("/jobs?state=lost"), 422)
+
+
 def test_jobs_are_listed_newest_first_and_by_pages(api: Api) -> None:
     assert api.get("/jobs").json() == {"jobs": [], "next": None}
     ids = sorted((submitted(api, seed=seed)["id"] for seed in range(5)), reverse=True)
