@@ -134,14 +134,13 @@ def torchrun(run: Path, datasets_folder: Path, processes: int, restarts: int = 0
     return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for_checkpoint(process: "subprocess.Popen[str]", run: Path, before: int = 0) -> int:
-    """Until a run at work has a newer checkpoint; at how many images."""
-    deadline = time.monotonic() + 120
-    while (images := runs.checkpoint_images(run)) <= before:
+def wait_for_checkpoint(process: "subprocess.Popen[str]", run: Path) -> None:
+    """Until a run at work has a newer one."""
+    before, deadline = runs.checkpoint_images(run), time.monotonic() + 120
+    while runs.checkpoint_images(run) <= before:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    return images
 
 
 def members(parent: int) -> list[int]:
@@ -157,10 +156,10 @@ def restarted(datasets_folder: Path, make_config: MakeConfig, tmp_path_factory: 
     config = make_config(name="mine", architecture="dcgan", total_images=100_000, **every)
     runs.create(run, config, runs.new_id())
     process = torchrun(run, datasets_folder, processes=2, restarts=1)
-    images = wait_for_checkpoint(process, run)
+    wait_for_checkpoint(process, run)
     victim = members(process.pid)[1]
-    os.kill(victim, signal.SIGSTOP)  # the others wait for what it says
-    rest = config.model_copy(update={"total_images": images + 800})
+    os.kill(victim, signal.SIGSTOP)  # the leader waits for it, and keeps one more checkpoint at most
+    rest = config.model_copy(update={"total_images": runs.checkpoint_images(run) + 800})
     (run / runs.CONFIG).write_text(rest.model_dump_json())
     os.kill(victim, signal.SIGKILL)
     said, _ = process.communicate(timeout=240)
@@ -214,7 +213,7 @@ def test_a_team_goes_on_with_the_run_of_one_and_one_with_that_of_a_team(
     work(run, Places(datasets_folder, (), tmp_path / "weights"), torch.device("cpu"), Impatient(run), 1, "contiguous")
     check_stopped(run, attempts=1)
     process = torchrun(run, datasets_folder, processes=2)
-    wait_for_checkpoint(process, run, runs.checkpoint_images(run))
+    wait_for_checkpoint(process, run)
     process.send_signal(signal.SIGTERM)  # torchrun tells every member
     process.communicate(timeout=120)
     check_stopped(run, attempts=2)
