@@ -88,14 +88,14 @@ class DatasetService:
                 )
             return True
         name, status = options.name, self._status(options.name)
+        try:
+            datasets.check_free(name, self._folder)  # first: a set is there a moment before its import says so
+        except DatasetNameError as error:
+            raise Conflict(str(error)) from error
         if status is not None and status.state == "importing":
             raise Conflict(f"data set {name!r} is being made; choose another name")
         if status is not None and status.state == "failed":
             raise Conflict(f"data set {name!r} could not be made before ({status.message}); remove it by DELETE /datasets/{name} first")
-        try:
-            datasets.check_free(name, self._folder)
-        except DatasetNameError as error:
-            raise Conflict(str(error)) from error
         return False
 
     def _made_by(self, key: str) -> ImportRequest | None:

@@ -60,6 +60,8 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "architectures",
         "backup",
         "restore",
+        "fsck",
+        "rebuild-index",
     }
 
 
