@@ -230,7 +230,7 @@ class Fire:
                 fields = {}
 
     def look_for_doubles(self) -> None:
-        while not self._over.wait(0.1):
+        while not self._over.wait(0.25):
             found = Counter(workers(self.folder).values())
             self.history.twice |= {job for job, count in found.items() if count > 1}
 
