@@ -58,6 +58,9 @@ CONFIG: dict[str, Any] = {
 }
 
 
+_ready = httpx.Client()
+
+
 class Server:
     """A node that is killed and comes back, on one port."""
 
@@ -82,7 +85,7 @@ class Server:
         self.launch()
         while time.monotonic() - begin < READY_SECONDS:
             try:
-                if httpx.get(f"{self.url}/jobs", timeout=5).is_success:
+                if _ready.get(f"{self.url}/jobs", timeout=5).is_success:
                     self.seconds_to_ready.append(time.monotonic() - begin)
                     return
             except httpx.TransportError:
@@ -142,6 +145,8 @@ class Fire:
     def __init__(self, folder: Path, servers: list[Server], chance: random.Random) -> None:
         self.folder, self.servers, self.chance = folder, servers, chance
         self.history = History()
+        # of all threads: a new one would read the system's certificates at each request
+        self._client = httpx.Client(limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))
         self._ending = threading.Event()  # no more is submitted or killed
         self._over = threading.Event()  # nobody watches any more
         self._threads: list[threading.Thread] = []
@@ -156,7 +161,7 @@ class Fire:
         chance = random.Random()  # noqa: S311 - of this thread
         while True:
             try:
-                answer = httpx.request(method, chance.choice(self.servers).url + path, timeout=30, **arguments)
+                answer = self._client.request(method, chance.choice(self.servers).url + path, timeout=30, **arguments)
             except httpx.TransportError:
                 time.sleep(0.1)
                 continue
@@ -210,15 +215,16 @@ class Fire:
         seen = self.history.seen.setdefault(id, [])
         while not self._over.is_set():
             try:
-                self._read_events(id, seen)
+                is_over = self._read_events(id, seen)
             except httpx.TransportError:
-                time.sleep(0.2)
-            self._over.wait(0.3)
+                is_over = False
+            self._over.wait(4.0 if is_over else 0.3)  # a job that is over may be tried again
 
-    def _read_events(self, id: str, seen: list[tuple[int, str, str]]) -> None:
+    def _read_events(self, id: str, seen: list[tuple[int, str, str]]) -> bool:
+        """Whether the server said that this was all."""
         url = random.choice(self.servers).url  # noqa: S311 - no secret
         headers = {"Last-Event-ID": str(seen[-1][0] if seen else 0)}
-        with httpx.stream("GET", f"{url}/jobs/{id}/events", headers=headers, timeout=httpx.Timeout(30, read=60)) as answer:
+        with self._client.stream("GET", f"{url}/jobs/{id}/events", headers=headers, timeout=httpx.Timeout(30, read=60)) as answer:
             fields: dict[str, str] = {}
             for line in answer.iter_lines():
                 if line:
@@ -227,7 +233,10 @@ class Fire:
                     continue
                 if "id" in fields:
                     seen.append((int(fields["id"]), fields["event"], fields["data"]))
+                if fields.get("event") == "end":
+                    return True
                 fields = {}
+        return False
 
     def look_for_doubles(self) -> None:
         while not self._over.wait(0.25):
@@ -238,7 +247,7 @@ class Fire:
 
     def kill(self, num_kills: int) -> None:
         for number in range(num_kills):
-            time.sleep(self.chance.uniform(1.0, 8.0))
+            time.sleep(self.chance.uniform(0.5, 6.0))
             what = self.chance.choice(("server", "worker", "both"))
             server = self.chance.choice(self.servers)
             if what != "worker":
@@ -282,7 +291,7 @@ class Fire:
             if not failed and not self._unfinished() and not self._importing():
                 break
             time.sleep(0.5)
-        time.sleep(2.0)  # for the last events
+        time.sleep(6.0)  # for the last events
         self._over.set()
 
 
