@@ -10,7 +10,8 @@ import alembic.command
 import alembic.config
 from sqlalchemy import ColumnElement, Connection, Float, create_engine, event, literal_column, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from app.errors import IndexDamaged, IndexUnavailable
@@ -19,6 +20,14 @@ from app.settings import SettingsError
 BUSY_SECONDS = 5.0
 RETRY_SECONDS = 5
 _MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+# of PostgreSQL: nothing that hangs is waited for much longer than a lease allows
+_SHARED: dict[str, object] = {
+    "connect_timeout": 5,
+    "tcp_user_timeout": 10_000,  # milliseconds, as those below
+    "options": "-c statement_timeout=5000 -c lock_timeout=3000",
+}
 
 
 class Database:
@@ -34,7 +43,7 @@ class Database:
         """
         self._url = _url(url)
         self.is_shared = self._url.get_backend_name() != "sqlite"
-        arguments = {} if self.is_shared else {"connect_args": {"timeout": BUSY_SECONDS}}
+        arguments = {"connect_args": _SHARED if self.is_shared else {"timeout": BUSY_SECONDS}}
         try:
             self._engine = create_engine(self._url, pool_pre_ping=self.is_shared, **arguments)
         except ImportError as error:
@@ -92,8 +101,8 @@ class Database:
             yield
         except IntegrityError:
             raise
-        except OperationalError as error:
-            reason = str(error.orig).splitlines()[0]
+        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+            reason = str(getattr(error, "orig", error)).splitlines()[0]
             raise IndexUnavailable(f"the index of jobs does not answer: {reason}; ask again in a while", headers=_RETRY) from error
         except DatabaseError as error:
             raise _damaged(str(error.orig)) from error

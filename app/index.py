@@ -162,12 +162,11 @@ class Index:
         with self._reading() as connection:
             return connection.execute(select(_jobs.c.id).where(_jobs.c.request_key == key)).scalar()
 
-    def positions(self, ids: Collection[str]) -> dict[str, int]:
-        """Of those that are queued: how many go first, and itself."""
+    def positions(self) -> dict[str, int]:
+        """Of every job that is queued: how many go first, and itself."""
         queue = select(_jobs.c.id).where(_jobs.c.state == "queued").order_by(*_ORDER)
         with self._reading() as connection:
-            places = {id: place for place, id in enumerate(connection.execute(queue).scalars(), start=1)}
-        return {id: places[id] for id in ids if id in places}
+            return {id: place for place, id in enumerate(connection.execute(queue).scalars(), start=1)}
 
     def datasets_in_use(self) -> dict[str, list[str]]:
         """The jobs that are not at an end, by the data set of each."""
@@ -237,9 +236,10 @@ class Index:
         Args:
             held: what this server has claimed and works on.
         """
-        mine = and_(_jobs.c.node == self.node, _jobs.c.id.not_in(held))
+        mine = _jobs.c.node == self.node
         left = and_(_jobs.c.node != self.node, _jobs.c.lease_until < self._now)
         free = or_(_jobs.c.state == "queued", and_(_jobs.c.state == "running", or_(mine, left, _jobs.c.node.is_(None))))
+        free = and_(_jobs.c.id.not_in(held), free)  # what was released a moment ago is still being put away
         # "running" sorts behind "queued": what somebody has begun goes on first
         first = select(_jobs.c.id).where(free).order_by(_jobs.c.state.desc(), *_ORDER).limit(1).with_for_update(skip_locked=True)
         claimed = update(_jobs).where(_jobs.c.id == first.scalar_subquery())

@@ -8,7 +8,7 @@ import asyncio
 import json
 import logging
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from pydantic import JsonValue
 from app import watching
 from app.errors import Conflict, FieldError, IndexDamaged, IndexUnavailable, Invalid, NotServed, UnknownJob, show
 from app.index import ALL, Entry, Filter, Index
-from app.reconciliation import asked, entry_of, reconcile
+from app.reconciliation import asked, entry_of, reconcile, reconcile_one
 from app.schemas.training import Job, JobProgress, Jobs
-from app.supervisor import Supervisor, park, when
+from app.supervisor import Supervisor, cancel, park
 from app.workers import WorkerSettings
 from training import catalog
-from training.contract import FINISHED, JobState, TrainConfig, is_name, now
+from training.contract import FINISHED, JobState, TrainConfig, is_name
 from training.files import runs
 from training.files.directories import hide
 
@@ -62,7 +62,7 @@ class JobService:
             IndexUnavailable: the database cannot be reached.
         """
         try:
-            await self._ready()
+            await self._ready(forget=not self._index.is_shared)
         except IndexUnavailable as error:
             if self._index.is_shared or not isinstance(error, IndexDamaged):
                 raise
@@ -71,17 +71,17 @@ class JobService:
             await self._ready()
         self._supervisor.start()
 
-    async def _ready(self) -> None:
+    async def _ready(self, *, forget: bool = False) -> None:
         """Open the index, once; a process that asks for no job makes none."""
         async with self._opening:
             if not self._is_open:
-                await asyncio.to_thread(self._open)
+                await asyncio.to_thread(self._open, forget)
                 self._is_open = True
 
-    def _open(self) -> None:
+    def _open(self, forget: bool) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._index.open()
-        reconcile(self._folder, self._index)
+        reconcile(self._folder, self._index, forget=forget)
         self.newest_id = next(iter(self._index.ids(ALL, 1)), None)
 
     def stop(self) -> None:
@@ -123,6 +123,9 @@ class JobService:
     def _made_by(self, key: str, config: TrainConfig) -> str | None:
         """The job that a request with this key has made."""
         id = self._index.made_by(key)
+        if id is not None and not (self._folder / id).exists():  # the index failed in the midst of it, and nobody was told
+            self._index.remove(id, ("queued",))
+            return None
         if id is not None and asked(self._folder / id) != _request(key, config):
             raise Invalid(f"the Idempotency-Key {show(key)} was sent with another config, for job {id}; a new request wants a new key")
         return id
@@ -138,7 +141,11 @@ class JobService:
         id, place = runs.new_id(), self._index.next_place()
         request = None if key is None else json.dumps(_request(key, config)).encode()
         runs.create(self._folder / id, resolved, id, request, priority=priority, place=place)
-        known = self._index.add(entry_of(self._folder / id))
+        try:
+            known = self._index.add(entry_of(self._folder / id))
+        except IndexUnavailable:
+            shutil.rmtree(hide(self._folder / id))  # or it would run one day, and nobody has been told of it
+            raise
         if known != id:  # by another server, at this moment
             shutil.rmtree(hide(self._folder / id))
         return known
@@ -154,11 +161,11 @@ class JobService:
         return await asyncio.to_thread(self._page, limit, after, wanted)
 
     def _page(self, limit: int, after: str | None, wanted: Filter) -> Jobs:
-        ids = self._index.ids(wanted, limit + 1, after)
+        ids, positions = self._index.ids(wanted, limit + 1, after), self._index.positions()
         jobs = []
         for id in ids[:limit]:
             with suppress(UnknownJob):  # damaged, or removed at this moment
-                jobs.append(self._read(id))
+                jobs.append(self._read(id, positions))
         return Jobs(jobs=jobs, next=ids[limit - 1] if len(ids) > limit else None)
 
     async def datasets_in_use(self) -> dict[str, list[str]]:
@@ -174,14 +181,11 @@ class JobService:
             Conflict: it is finished.
         """
 
-        def cancel(folder: Path) -> None:
+        def ask(folder: Path) -> None:
             runs.ask_to_cancel(folder)
-            if self._index.change(id, ("queued", "paused"), "cancelled"):
-                status = runs.read_status(folder)
-                end = {"state": "cancelled", "message": f"cancelled {when(status)}", "finished_at": now()}
-                runs.enter_state(folder, status.model_copy(update=end))
+            cancel(folder, self._index)
 
-        return await self._change(id, "cancelled", ("queued", "running", "paused"), cancel)
+        return await self._change(id, "cancelled", ("queued", "running", "paused"), ask)
 
     async def pause(self, id: str) -> Job:
         """A queued job waits from now on, a running one once its worker has kept a checkpoint; until `resume`.
@@ -226,6 +230,7 @@ class JobService:
         """
         among: tuple[JobState, ...] = ("paused", *_ENDED)
         async with self.changing:
+            await asyncio.to_thread(self._bring_together, id)
             await self._expect(id, "removed", among)
             if not await asyncio.to_thread(self._index.remove, id, among):
                 raise Conflict(f"job {id} is in the queue again")
@@ -235,10 +240,16 @@ class JobService:
     async def _change(self, id: str, done: str, among: tuple[JobState, ...], change: Callable[[Path], None]) -> Job:
         """Raises UnknownJob; Conflict, where what is to be done goes with other states than the job's."""
         async with self.changing:
+            await asyncio.to_thread(self._bring_together, id)
             await self._expect(id, done, among)
             await asyncio.to_thread(change, self._folder / id)
             self._supervisor.wake()
         return await self.get(id)
+
+    def _bring_together(self, id: str) -> None:
+        """Where a change before this one failed halfway, its job is made whole first."""
+        with suppress(ValueError, FileNotFoundError):  # damaged, which reading it will say
+            reconcile_one(self._known(id), self._index)
 
     async def _expect(self, id: str, done: str, among: tuple[JobState, ...]) -> None:
         job = await self.get(id)
@@ -262,7 +273,7 @@ class JobService:
         """Whether a server works on it, and has not settled yet what its worker did. Blocks."""
         return _is_claimed(self._index.entry(id))
 
-    def _read(self, id: str) -> Job:
+    def _read(self, id: str, positions: Mapping[str, int] | None = None) -> Job:
         folder = self._known(id)
         try:
             status = runs.read_status(folder)
@@ -275,7 +286,7 @@ class JobService:
         return Job(
             id=id,
             state=status.state,
-            position=self._index.positions([id]).get(id) if status.state == "queued" else None,
+            position=(self._index.positions() if positions is None else positions).get(id) if status.state == "queued" else None,
             priority=status.priority,
             progress=JobProgress(**status.progress.model_dump(), percent=round(status.progress.percent, 2)),
             attempts=status.attempts,

@@ -60,12 +60,18 @@ def entry_of(folder: Path) -> Entry:
     )
 
 
-def reconcile(folder: Path, index: Index) -> None:
-    """Bring the index to what the directories say, where whoever wrote both died in between. What a server works on is its own affair."""
+def reconcile(folder: Path, index: Index, *, forget: bool = False) -> None:
+    """Bring the index to what the directories say, where whoever wrote both died in between. What a server works on is its own affair.
+
+    Args:
+        forget: jobs whose directories are gone. Nobody who dies leaves such a job behind, but somebody who deletes directories; for a
+            server alone, since to another the folder may only look empty.
+    """
     known, found = index.states(), folders(folder)
     for id in known.keys() - found.keys():
-        _log.warning("job %s: its directory is gone, and it is forgotten", id)
-        index.remove(id, (known[id],))
+        _log.warning("job %s: its directory is gone%s", id, ", and it is forgotten" if forget else "")
+        if forget:
+            index.remove(id, (known[id],))
     new = []
     for id, path in found.items():
         try:
@@ -85,12 +91,21 @@ def reconcile(folder: Path, index: Index) -> None:
 
 def _correct(path: Path, index: Index, known: JobState) -> None:
     state = json.loads((path / runs.STATUS).read_bytes())["state"]
-    if state in FINISHED and state == known:
+    if state in FINISHED and state == known and not runs.is_cancel_asked(path):  # a wish that stayed: its fulfilment may not be told
         return
     status = runs.read_status(path)
     if status.state != known:
         index.change(path.name, (known,), status.state, status.place)
     events.tell_state(path, status)
+
+
+def reconcile_one(path: Path, index: Index) -> None:
+    """The same for one job, whose last change may have been cut; raises OSError and ValueError where it is damaged."""
+    entry = index.entry(path.name)
+    if entry is None:
+        index.add(entry_of(path))
+    elif entry.state != "running":
+        _correct(path, index, entry.state)
 
 
 def rebuild(folder: Path, index: Index) -> tuple[int, list[str]]:
@@ -102,14 +117,15 @@ def rebuild(folder: Path, index: Index) -> tuple[int, list[str]]:
     entries, left_out, keys = [], [], dict[str, str]()
     for id, path in folders(folder).items():
         try:
-            entry = entry_of(path)
+            entries.append(entry_of(path))
         except (OSError, ValueError) as error:
             left_out.append(f"job {id} cannot be read: {error}")
-            continue
-        if entry.key is not None and (other := keys.setdefault(entry.key, id)) != id:
-            left_out.append(f"job {id} was asked for by the same request as job {other}")
-            continue
-        entries.append(entry)
+    # of two that one request has made, the one that was told of is the one that has begun, or the newer one
+    entries.sort(key=lambda entry: (entry.attempt > 0, entry.id), reverse=True)
+    for entry in entries.copy():
+        if entry.key is not None and (other := keys.setdefault(entry.key, entry.id)) != entry.id:
+            left_out.append(f"job {entry.id} was asked for by the same request as job {other}")
+            entries.remove(entry)
     index.replace(entries)
     return len(entries), left_out
 

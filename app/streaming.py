@@ -1,18 +1,20 @@
 """A job's events as they happen, for who stays connected: what its directory keeps (training.files.events), and how far it is."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi.sse import ServerSentEvent
 
-from app.errors import FieldError, Invalid
+from app.errors import FieldError, IndexUnavailable, Invalid
 from app.jobs import JobService
 from training.contract import FINISHED, JobStatus
 from training.files import events, runs
 
 SECONDS_BETWEEN_LOOKS = 0.5
+_log = logging.getLogger(__name__)
 MAX_WATCHERS = 256
 
 
@@ -66,9 +68,14 @@ class Watch:
         try:
             status = runs.read_status(self.folder)
             is_over = status.state in FINISHED and not self.jobs.is_claimed(self.id)
+            if is_over:
+                events.tell_state(self.folder, status)  # whoever ended the job may be about to
             return status, is_over, self.reader.read(but_the_end=not is_over)
-        except (OSError, ValueError):  # it was removed meanwhile, or is damaged: there will be no more
+        except (FileNotFoundError, ValueError):  # it was removed meanwhile, or is damaged: there will be no more
             return None, True, []
+        except (OSError, IndexUnavailable) as error:
+            _log.warning("job %s cannot be watched just now: %s", self.id, error)
+            return None, False, []
 
     async def _rest(self) -> None:
         try:

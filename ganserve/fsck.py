@@ -49,6 +49,8 @@ def rebuild_index(*, state: State = None) -> None:
     found = settings((), state)
     if not found.jobs.is_dir():
         raise UserError(f"{found.jobs} is no folder: there are no jobs in {found.state}")
+    if nodes := _working(found.jobs):
+        raise UserError(f"the servers {', '.join(nodes)} work on {found.jobs}: end them first")
     with hold(found.jobs):
         index = Index(found.index_url, found.node)
         try:
@@ -63,6 +65,13 @@ def rebuild_index(*, state: State = None) -> None:
     for sentence in left_out:
         print(f"left out: {sentence}", file=sys.stderr)
     print(f"the index knows {num_jobs:,} jobs")
+
+
+def _working(jobs: Path) -> list[str]:
+    """The nodes of servers that share the folder and are alive."""
+    from training.files.locks import is_held
+
+    return [path.name for path in sorted(jobs.glob(".servers/*")) if is_held(path)]
 
 
 # --- what is looked at --------------------------------------------------------------------------------------------------------
@@ -137,7 +146,7 @@ def _index(found: "Settings") -> Iterator[Finding]:
     index = Index(found.index_url, found.node)
     try:
         index.open()
-        if is_held(found.jobs):
+        if is_held(found.jobs) or _working(found.jobs):
             yield f"{index}, beside a server, whose jobs are under way", None
             return
         yield str(index), "; ".join(differences(found.jobs, index)) or None

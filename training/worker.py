@@ -19,7 +19,7 @@ from typing import get_args
 import torch
 
 from training import catalog, checkpoint, tuning
-from training.contract import JobState, JobStatus, Manifest, MemoryLayout, Tuning, UserError, now
+from training.contract import FINISHED, JobState, JobStatus, Manifest, MemoryLayout, Tuning, UserError, now
 from training.datasets import load
 from training.detectors import Detectors
 from training.evaluation import Evaluator
@@ -77,7 +77,7 @@ def work(
             return _end(folder, "queued", f"{error}; the run goes on from its last checkpoint", STOPPED)
         except Exception as error:
             _log.exception("the run failed")
-            return _end(folder, "failed", _sentence(error, folder), 1)
+            return _fail(folder, error, attempt)
 
 
 _Asked = tuple[int | None, MemoryLayout | None, bool]  # threads, layout, and whether torch.compile is tried
@@ -102,6 +102,14 @@ def _work(folder: Path, places: Places, device: torch.device, team: Team, listen
 
 def _is_lost(status: JobStatus) -> bool:
     return status.state == "failed" and any(finding.kind == "not-finite" for finding in status.findings)
+
+
+def _fail(folder: Path, error: Exception, attempt: int | None) -> int:
+    if not runs.is_granted(folder, attempt):
+        return STOPPED  # it stumbled over another attempt's work
+    if runs.read_status(folder).state in FINISHED:
+        return 0  # what came after the end, a picture say, does not undo it
+    return _end(folder, "failed", _sentence(error, folder), 1)
 
 
 def _end(folder: Path, state: JobState, message: str, code: int) -> int:

@@ -15,7 +15,7 @@ router = APIRouter(tags=["training"], dependencies=[ADMINISTRATIVE])
 Key = Annotated[str | None, Header(min_length=1, max_length=255, description="A name of the client's own for this request.")]
 Priority = Annotated[int, Query(ge=-100, le=100, description="Jobs of a higher one go first.")]
 States = Annotated[list[JobState], Query(description="Jobs in one of these states.")]
-Word = Annotated[str | None, Query(max_length=63)]
+Word = Annotated[str | None, Query(max_length=63, pattern=r"^[A-Za-z0-9._-]+$")]
 JobId = Annotated[str, Query(pattern=r"^\d{8}-\d{6}-[0-9a-f]{12}$", description="The id of a job; the page begins behind it.")]
 
 

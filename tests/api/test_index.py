@@ -69,12 +69,12 @@ def test_opening_it_again_changes_nothing(index: Index, url: str) -> None:
 
 def test_jobs_are_claimed_by_priority_and_then_in_turn(index: Index) -> None:
     add(index, entry("a", place=1), entry("b", place=3), entry("c", priority=5, place=9), entry("d", place=2), entry("e", "paused"))
-    assert index.positions(["a", "b", "c", "d", "e"]) == {"c": 1, "a": 2, "d": 3, "b": 4}
+    assert index.positions() == {"c": 1, "a": 2, "d": 3, "b": 4}
     held: list[str] = []
     while (claim := index.claim(held, LEASE)) is not None:
         held.append(claim.id)
     assert held == ["c", "a", "d", "b"]
-    assert index.positions(held) == {}
+    assert index.positions() == {}
 
 
 def test_what_a_server_had_claimed_before_it_died_is_its_own_again_before_the_queue(index: Index, url: str) -> None:
@@ -226,7 +226,7 @@ def test_what_died_between_a_directory_and_the_index_is_made_up_for(folder: Path
     first = create(folder, key="mine")
     add(index, entry(first, key="mine"))
     second = create(folder, key="mine")
-    reconcile(folder, index)
+    reconcile(folder, index, forget=True)
     assert index.states() == {
         unknown: "queued",
         finished: "failed",

@@ -160,6 +160,12 @@ def is_pause_asked(folder: Path) -> bool:
     return (folder / PAUSE).exists()
 
 
+def forget_pause(folder: Path) -> None:
+    """The wish to wait is fulfilled."""
+    for name in (PAUSE, STOP):
+        (folder / name).unlink(missing_ok=True)
+
+
 def forget_wishes(folder: Path) -> None:
     """Nobody wants the run to end or to wait any more."""
     for name in (CANCEL, STOP, PAUSE):
