@@ -19,6 +19,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 AUGMENTATION = (ROOT / "docs" / "augmentation.md").read_text(encoding="utf-8")
 MODELS = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+YOUR_OWN_PICTURES = (ROOT / "docs" / "your-own-pictures.md").read_text(encoding="utf-8")
 ADDRESS = "http://127.0.0.1:8000"
 
 
@@ -62,6 +63,7 @@ def test_every_console_line_can_be_parsed() -> None:
         *typed("ganserve ", TRAINING),
         *typed("ganserve ", AUGMENTATION),
         *typed("ganserve ", MODELS),
+        *typed("ganserve ", YOUR_OWN_PICTURES),
         in_a_team,
     ):
         app.parse_args(line.removeprefix("ganserve "), exit_on_error=False, print_error=False)

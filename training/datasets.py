@@ -211,7 +211,8 @@ def _find(name: str, folder: Path) -> Path:
             if (home / name).is_dir():
                 return home / name
     names = ", ".join(known(folder))
-    raise UnknownDatasetError(f"there is no data set {ascii(name)[:80]}; known: {names}; `ganserve datasets add` registers more")
+    more = "`ganserve datasets add` and POST /datasets register more"
+    raise UnknownDatasetError(f"there is no data set {ascii(name)[:80]}; known: {names}; {more}")
 
 
 def _read_card(path: Path) -> DatasetCard:

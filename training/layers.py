@@ -21,7 +21,7 @@ def check_square(key: str, data: DataSpec, largest: int) -> None:
     if height != width or height not in sides:
         raise UnsuitableDataError(
             f"{key} makes square images of {', '.join(map(str, sides))} pixels, and these are {width} x {height};"
-            " add the data set again with --size"
+            " add the data set again at one of these sizes"
         )
 
 

@@ -75,9 +75,11 @@ def dataset(name: str) -> Steps[Dataset]:
     return (yield from read(Dataset, Call("GET", _path(name))))
 
 
-def sheet(name: str) -> Steps[Image.Image]:
-    """Images of a set, spread evenly over it, as one picture."""
-    response = yield from ask(Call("GET", f"{_path(name)}/sheet.png"))
+def sheet(name: str, *, num_images: int | None = None, label: str | None = None) -> Steps[Image.Image]:
+    """Images of a set, or of one of its classes, spread evenly over it, as one picture."""
+    given: dict[str, str | int | None] = {"num_images": num_images, "label": label}
+    asked = {field: value for field, value in given.items() if value is not None}
+    response = yield from ask(Call("GET", f"{_path(name)}/sheet.png", params=asked))
     return opened(response.content)
 
 

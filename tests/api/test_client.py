@@ -337,6 +337,7 @@ def test_a_folder_or_an_archive_is_uploaded_and_waited_for(client: Client, addre
     assert (uploaded.state, uploaded.card.class_names, uploaded.card.num_images) == ("ready", ("cat", "dog"), 2)
     assert seen[-1] == "ready"
     assert client.sheet("mine").height == 18
+    assert client.sheet("mine", num_images=1, label="dog").height == 8
     with pytest.raises(Refused, match="'mine' is registered already"):
         client.upload(pictures, "mine")
     client.remove_dataset("mine")

@@ -187,5 +187,6 @@ def test_a_size_that_it_cannot_make_is_refused(height: int, width: int) -> None:
     with pytest.raises(UnsuitableDataError) as caught:
         tiny("cgan").check(DataSpec((1, height, width), CLASSES))
     assert str(caught.value) == (
-        f"cgan makes square images of 16, 28, 32, 64, 128 pixels, and these are {width} x {height}; add the data set again with --size"
+        f"cgan makes square images of 16, 28, 32, 64, 128 pixels, and these are {width} x {height};"
+        " add the data set again at one of these sizes"
     )

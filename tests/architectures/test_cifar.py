@@ -93,7 +93,7 @@ def test_other_sides_are_refused(height: int, width: int) -> None:
         tiny("cifar").check(DataSpec((3, height, width)))
     assert str(caught.value) == (
         f"cifar makes images whose sides are multiples of 4 from 16 to 64 pixels, and these are {width} x {height};"
-        " add the data set again with --size 32"
+        " add the data set again at size 32"
     )
 
 

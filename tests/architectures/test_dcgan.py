@@ -91,5 +91,6 @@ def test_a_size_that_dcgan_cannot_make_is_refused(height: int, width: int) -> No
     with pytest.raises(UnsuitableDataError) as caught:
         tiny("dcgan").check(DataSpec((1, height, width)))
     assert str(caught.value) == (
-        f"dcgan makes square images of 16, 28, 32, 64, 128 pixels, and these are {width} x {height}; add the data set again with --size"
+        f"dcgan makes square images of 16, 28, 32, 64, 128 pixels, and these are {width} x {height};"
+        " add the data set again at one of these sizes"
     )

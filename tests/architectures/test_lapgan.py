@@ -129,14 +129,14 @@ def test_no_discriminator_holds_a_norm(norm: str) -> None:
         ((1, 30, 30), 8, "these are 30 x 30, which halve to 15 x 15, where a side is odd"),
         ((3, 27, 32), 8, "these are 32 x 27, where a side is odd"),
         ((1, 8, 8), 8, "a side above its coarsest_size: coarsest_size is 8, and these are 8 x 8"),
-        ((1, 32, 32), 32, "add the data set again with --size 128"),
+        ((1, 32, 32), 32, "add the data set again at size 128"),
     ],
 )
 def test_images_that_cannot_be_halved_are_refused(shape: tuple[int, int, int], coarsest_size: int, reason: str) -> None:
     with pytest.raises(UnsuitableDataError) as refused:
         tiny("lapgan", coarsest_size=coarsest_size).check(DataSpec(shape))
     assert reason in str(refused.value)
-    assert "--size" in str(refused.value)
+    assert "add the data set again at size" in str(refused.value)
     assert "coarsest_size" in str(refused.value)
 
 

@@ -243,7 +243,7 @@ def test_sizes_that_no_stages_reach_are_refused(key: str, shape: tuple[int, int,
         tiny(key).check(DataSpec(shape, CLASSES))
     assert str(refused.value) == (
         f"{key} makes square images of 16, 28, 32, 64, 128, 256 pixels, and these are {shape[2]} x {shape[1]};"
-        " add the data set again with --size"
+        " add the data set again at one of these sizes"
     )
     for size in STAGES:
         tiny(key).check(DataSpec((3, size, size), CLASSES))

@@ -208,7 +208,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path: Path) -> N
 
 def test_unknown_name_lists_the_known_ones_and_how_to_add(tmp_path: Path) -> None:
     write_plain("pets", tmp_path)
-    sentence = "there is no data set 'cats'; known: fashion-mnist-10k, pets; `ganserve datasets add` registers more"
+    sentence = "there is no data set 'cats'; known: fashion-mnist-10k, pets; `ganserve datasets add` and POST /datasets register more"
     for read in (datasets.load, datasets.card):
         with pytest.raises(UnknownDatasetError) as error:
             read("cats", tmp_path)

@@ -104,7 +104,7 @@ class Cifar(Architecture):
         if any(side % STEP or not SMALLEST <= side <= LARGEST for side in (height, width)):
             raise UnsuitableDataError(
                 f"cifar makes images whose sides are multiples of {STEP} from {SMALLEST} to {LARGEST} pixels, and these are"
-                f" {width} x {height}; add the data set again with --size 32"
+                f" {width} x {height}; add the data set again at size 32"
             )
 
     def games(self, data: DataSpec, terms: Terms) -> dict[str, Game]:

@@ -236,7 +236,7 @@ class Lapgan(Architecture):
 
     def check(self, data: DataSpec) -> None:
         _, height, width = data.shape
-        advice = f"add the data set again with --size {4 * self.coarsest_size}, say, or set coarsest_size otherwise"
+        advice = f"add the data set again at size {4 * self.coarsest_size}, say, or set coarsest_size otherwise"
         given = f"coarsest_size is {self.coarsest_size}, and these are {width} x {height}"
         if max(height, width) <= self.coarsest_size:
             raise UnsuitableDataError(f"lapgan makes images with a side above its coarsest_size: {given}; {advice}")
