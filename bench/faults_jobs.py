@@ -40,9 +40,11 @@ from training import datasets  # noqa: E402
 from training.contract import FINISHED, Manifest  # noqa: E402
 from training.export import published_weights  # noqa: E402
 from training.files import events, runs, versions  # noqa: E402
+from training.files.locks import LOCK  # noqa: E402
 
 HOST = "127.0.0.1"
 READY_SECONDS, SETTLE_SECONDS = 120.0, 1200.0
+LOOK_SECONDS, DOUBLE_SECONDS = 0.25, 2.0
 MAX_UNFINISHED = 6
 NUM_CONFIGS = 4
 CONFIG: dict[str, Any] = {
@@ -124,6 +126,14 @@ def workers(folder: Path) -> dict[int, str]:
         if "training.worker" in words and any(word.startswith(str(folder)) for word in words):
             found[int(path.parent.name)] = Path(words[words.index("training.worker") + 1]).name
     return found
+
+
+def is_at_work(process: int, job: Path) -> bool:
+    """Whether a worker is past the start of its Python: it has the lock of its job's directory open, which it has or waits for."""
+    try:
+        return any(file.readlink() == job / LOCK for file in Path(f"/proc/{process}/fd").iterdir())
+    except OSError:
+        return False
 
 
 @dataclass
@@ -239,9 +249,14 @@ class Fire:
         return False
 
     def look_for_doubles(self) -> None:
-        while not self._over.wait(0.25):
-            found = Counter(workers(self.folder).values())
-            self.history.twice |= {job for job, count in found.items() if count > 1}
+        """Two that work at one job, and go on doing so: one that waits for the lock gives up within a second."""
+        jobs = self.folder / "state" / "jobs"
+        num_looks = Counter[str]()
+        while not self._over.wait(LOOK_SECONDS):
+            found = Counter(job for process, job in workers(self.folder).items() if is_at_work(process, jobs / job))
+            doubles = {job for job, count in found.items() if count > 1}
+            num_looks = Counter({job: num_looks[job] + 1 for job in doubles})
+            self.history.twice |= {job for job, looks in num_looks.items() if looks * LOOK_SECONDS > DOUBLE_SECONDS}
 
     # --- the fire ---
 
@@ -370,7 +385,7 @@ def report(fire: Fire, wanted: dict[int, dict[str, str]], folder: Path) -> list[
         ("published twice", str(len(twice)), not twice),
         ("succeeded and not published", str(len(unpublished)), not unpublished),
         ("final weights equal", f"{len(succeeded) - len(other) - len(unpublished)} of {len(succeeded)}", not other),
-        ("jobs with two workers at a time", str(len(history.twice)), not history.twice),
+        ("jobs with two workers at work", str(len(history.twice)), not history.twice),
         ("watchers that missed or repeated an event", f"{num_wrong} of {len(history.seen)} ({num_events:,} events)", not num_wrong),
         ("restart to ready, median and p95", f"{ready[len(ready) // 2] if ready else 0:.1f} s, {p95:.1f} s", True),
     ]
