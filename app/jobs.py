@@ -24,7 +24,7 @@ from app.workers import WorkerSettings
 from training import catalog
 from training.contract import FINISHED, JobState, TrainConfig, is_name
 from training.files import runs
-from training.files.directories import hide
+from training.files.directories import STAGING, hide
 
 LOG_END_BYTES = 2000  # of a failed job's log, beside the sentence that says why
 _ENDED: tuple[JobState, ...] = ("succeeded", "failed", "cancelled")
@@ -81,6 +81,8 @@ class JobService:
     def _open(self, forget: bool) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._index.open()
+        if forget:  # this server is alone: what is staged there, dead ones have left
+            shutil.rmtree(self._folder / STAGING, ignore_errors=True)
         reconcile(self._folder, self._index, forget=forget)
         self.newest_id = next(iter(self._index.ids(ALL, 1)), None)
 

@@ -27,7 +27,6 @@ def fsck(*, models: Repositories = (), state: State = None) -> int:
         ("data sets", _datasets(found.datasets)),
         ("jobs and runs", _runs(found)),
         ("index of jobs", _index(found)),
-        ("left over", _left_over(found)),
     ):
         looked_at = list(findings)
         wrong = [f"{what}: {reason}" for what, reason in looked_at if reason is not None]
@@ -35,6 +34,8 @@ def fsck(*, models: Repositories = (), state: State = None) -> int:
         print(f"{kind}: {len(looked_at):,} looked at, {len(wrong):,} wrong")
         for sentence in wrong:
             print(f"  {sentence}")
+    for path, num_bytes in _left_over(found):
+        print(f"left over: {path}, {num_bytes:,} bytes that nobody reads; delete it while nothing is being written")
     print("nothing is wrong" if not num_wrong else f"{num_wrong:,} wrong")
     return 1 if num_wrong else 0
 
@@ -156,11 +157,12 @@ def _index(found: "Settings") -> Iterator[Finding]:
         index.close()
 
 
-def _left_over(found: "Settings") -> Iterator[Finding]:
-    """What dead processes have left half made; it is in nobody's way, and takes room."""
+def _left_over(found: "Settings") -> Iterator[tuple[str, int]]:
+    """What dead processes have left half made, and its bytes; it is in nobody's way, and takes room."""
     from training.files.directories import STAGING
 
     for home in (*found.models, found.datasets, found.jobs):
         for path in sorted(home.glob(f"**/{STAGING}/*")) if home.is_dir() else ():
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            yield json.dumps(str(path)), None if not size else f"{size:,} bytes that nobody reads; delete it while nothing is being written"
+            if size:
+                yield json.dumps(str(path)), size
