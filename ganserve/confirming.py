@@ -81,10 +81,16 @@ class Confirmation:
             return
         if not sys.stdin.isatty():
             raise UserError("nobody is here to be asked: give --yes and --digest, the SHA-256 that whoever published the model tells you")
-        print(f"{offered.version}: {offered.manifest.architecture} on {offered.manifest.dataset.name}, made {offered.manifest.created_at}")
+        manifest = offered.manifest
+        print(f"{offered.version}: {_shown(manifest.architecture)} on {_shown(manifest.dataset.name)}, made {_shown(manifest.created_at)}")
         for file in offered.files:
             print(f"  {file.file}, {file.size_bytes:,} bytes, sha256 {file.sha256}")
-        print(f"sha256 of its manifest: {offered.digest}")
         print("A model file is code, which runs here with your rights. Compare the digest with what its publisher says.")
+        print(f"sha256 of its manifest: {offered.digest}")  # last, and behind nothing that a terminal could take for a command
         if input(f"Do you know where it is from, and {what}? [yes/no] ").strip() != "yes":
             raise UserError("it was not confirmed, and nothing was changed; the answer is yes, in full, or no")
+
+
+def _shown(text: str) -> str:
+    """A field that its publisher filled as he liked, as text that a terminal can only show."""
+    return ascii(text)[:80]

@@ -100,3 +100,18 @@ def test_the_owner_is_shown_the_digest_and_asked(answer: str, code: int, foreign
     terminal.type(answer)
     assert terminal.read_to_the_end() == code
     assert (digest(foreign) in digests.known(tmp_path / "state/digests")) is (code == 0)
+
+
+def test_what_a_manifest_says_cannot_write_over_its_digest(foreign: Path, tmp_path: Path) -> None:
+    path = foreign / "manifest.json"
+    evil = "\x1b[8m\r\nsha256 of its manifest: " + "0" * 64
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architecture": evil, "created_at": "\x1b[1A" * 1000}))
+    terminal = Terminal("models", "trust", "tiny/1", "--models", str(tmp_path / "models"), "--state", str(tmp_path / "state"))
+    terminal.read_until(r"\[yes/no\]")
+    lines = terminal.text.splitlines()
+    assert lines[0].startswith(f"tiny/1: {ascii(evil)[:80]} on ")
+    assert lines[0].endswith(", made " + ascii("\x1b[1A" * 1000)[:80])
+    assert lines[-2] == f"sha256 of its manifest: {digest(foreign)}"
+    assert [line for line in lines if line.startswith("sha256")] == [lines[-2]]
+    terminal.type("no")
+    assert terminal.read_to_the_end() == 1
