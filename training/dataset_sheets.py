@@ -15,7 +15,7 @@ _COLUMNS = 8
 
 
 class UnknownClassError(DatasetError):
-    """The set has no class of this name; the message lists its classes."""
+    """The set has no class of this name, which the message lists, or no image of it."""
 
 
 def sheet(dataset: Dataset, num_images: int = 64, label: str | None = None) -> NDArray[np.uint8]:
@@ -29,7 +29,7 @@ def sheet(dataset: Dataset, num_images: int = 64, label: str | None = None) -> N
         (H, W, C).
 
     Raises:
-        UnknownClassError: no such class.
+        UnknownClassError: no such class, or no image of it.
     """
     names = dataset.card.class_names
     if label is None and dataset.labels is not None and names is not None and len(names) <= num_images:
@@ -48,7 +48,10 @@ def _rows_of(dataset: Dataset, label: str) -> NDArray[np.int64]:
     if label not in names or dataset.labels is None:
         known = f"its classes: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}" if names else "it has no classes"
         raise UnknownClassError(f"data set {dataset.card.name} has no class {ascii(label)[:80]}; {known}")
-    return np.flatnonzero(dataset.labels == names.index(label))
+    index = names.index(label)
+    if not (rows := np.flatnonzero(dataset.labels == index)).size:  # all its pictures were damaged
+        raise UnknownClassError(f"data set {dataset.card.name} has no image of its class {ascii(label)[:80]}; choose another class")
+    return rows
 
 
 def _spread(rows: NDArray[np.int64], num: int) -> list[int]:
@@ -63,14 +66,13 @@ def _in_rows(chosen: Sequence[int], columns: int) -> list[int | None]:
 
 def _laid_out(dataset: Dataset, chosen: Sequence[int | None], columns: int) -> NDArray[np.uint8]:
     """The images of these rows of the set, in their order; white where there is None."""
-    cells = [None if row is None else _cell(dataset, row) for row in chosen]
-    height, width, channels = next(cell.shape for cell in cells if cell is not None)
-    shape = (len(cells) // columns * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels)
+    cells = [(place, _cell(dataset, row)) for place, row in enumerate(chosen) if row is not None]
+    height, width, channels = cells[0][1].shape
+    shape = (len(chosen) // columns * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels)
     laid = np.full(shape, 255, np.uint8)
-    for index, cell in enumerate(cells):
-        if cell is not None:
-            top, left = (index // columns) * (height + GAP), (index % columns) * (width + GAP)
-            laid[top : top + height, left : left + width] = cell
+    for place, cell in cells:
+        top, left = (place // columns) * (height + GAP), (place % columns) * (width + GAP)
+        laid[top : top + height, left : left + width] = cell
     return laid
 
 

@@ -130,6 +130,19 @@ def test_an_archive_that_is_sent_becomes_a_set_that_is_looked_at_and_removed(api
     assert kept(state) == []
 
 
+def test_a_class_whose_pictures_are_all_damaged_has_no_sheet_of_its_own(api: Api) -> None:
+    file = io.BytesIO(archive("a/1.png", "b/1.png"))
+    with zipfile.ZipFile(file, "a") as more:
+        more.writestr("c/1.png", png(np.zeros((8, 8), np.uint8))[:45])  # its head alone
+    assert send(api, file.getvalue(), name="letters", size=8).status_code == 202
+    card = finished(api, "letters")["card"]
+    assert (card["class_names"], card["class_counts"]) == (["a", "b", "c"], [1, 1, 0])
+    problem = refusal(api.get("/datasets/letters/sheet.png?label=c"), 422)
+    assert problem["detail"] == "data set letters has no image of its class 'c'; choose another class"
+    assert pointers(problem) == ["/label"]
+    assert api.get("/datasets/letters/sheet.png").status_code == 200, "of the whole set, it is a row without images"
+
+
 def test_what_is_hostile_fails_with_its_reason_and_is_removed(api: Api, state: Path) -> None:
     assert send(api, archive("../../evil.png"), name="evil").status_code == 202
     found = finished(api, "evil")
