@@ -135,6 +135,8 @@ def _wrong_path(entry: zipfile.ZipInfo) -> str | None:
         return f"has a name of {len(entry.filename):,} characters; {MAX_NAME:,} are allowed: rename it"
     if file.is_absolute() or entry.filename[1:2] == ":":
         return "has an absolute path: make it again of a folder, with paths within that"
+    if not file.parts and not entry.filename.endswith(("/", "\\")):
+        return "has a path without a name: make it again of a folder, with paths within that"
     if ".." in file.parts:
         return "has a path that leads out of the archive: make it again of a folder, with paths within that"
     return None

@@ -21,6 +21,8 @@ from training.datasets import DatasetError
 TABLES = (PurePosixPath("metadata.jsonl"), PurePosixPath("metadata.csv"))
 FILE, LABEL, CAPTION = "file_name", "label", "text"
 MAX_CLASSES = 10_000
+MAX_NAME = 1000  # characters of a label, and of a column's name
+_NAMED = 20  # columns in a note
 _MAX_BYTES = 64 * 2**20
 
 Row = Mapping[str, object]
@@ -53,8 +55,11 @@ def metadata_of(tree: Tree) -> Metadata | None:
     columns = dict.fromkeys(column for _, row in rows for column in row)
     if not {LABEL, CAPTION} & columns.keys():
         raise DatasetError(f"{table} has neither a column {LABEL} nor {CAPTION}: give one of them, or leave the table out")
-    unread = ", ".join(text(column) for column in columns if column not in (FILE, LABEL, CAPTION))
-    notes = (f"of {table}, nothing is read but {FILE}, {LABEL} and {CAPTION}; it has {unread} too",) if unread else ()
+    if long := next((column for column in columns if len(column) > MAX_NAME), None):
+        raise DatasetError(f"{table} has a column of {len(long):,} characters, {ascii(long)[:80]}; {MAX_NAME:,} are allowed: rename it")
+    unread = [text(column) for column in columns if column not in (FILE, LABEL, CAPTION)]
+    named = f"{', '.join(unread[:_NAMED])}{f' and {len(unread) - _NAMED:,} more' if len(unread) > _NAMED else ''}"
+    notes = (f"of {table}, nothing is read but {FILE}, {LABEL} and {CAPTION}; it has {named} too",) if unread else ()
     files = [file for file in tree.files if _posix(file) != found[0]]
     return _understood(table, rows, files, set(columns), notes)
 
@@ -91,6 +96,8 @@ def _understood(
 def _label(table: str, line: int, label: object) -> str:
     if isinstance(label, bool) or not isinstance(label, str | int):
         raise DatasetError(f"{table}, line {line}: {LABEL} is {ascii(label)[:80]}; a class's name or a whole number is allowed")
+    if len(str(label)) > MAX_NAME:
+        raise DatasetError(f"{table}, line {line}: {LABEL} has {len(str(label)):,} characters; {MAX_NAME:,} are allowed: shorten it")
     return text(str(label))
 
 

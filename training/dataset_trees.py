@@ -61,9 +61,8 @@ def top_folders(tree: Tree) -> set[str]:
 
 
 def text(path: PurePath | str) -> str:
-    """A path as text that can be written as UTF-8 and printed on one line, whatever bytes its name has."""
-    decoded = os.fsencode(path).decode("utf-8", "replace")
-    return "".join(letter if letter.isprintable() else _REPLACEMENT for letter in decoded)
+    """A path as text that can be written as UTF-8 and printed on one line, whatever bytes its name has, and whatever halves of letters."""
+    return "".join(letter if letter.isprintable() else _REPLACEMENT for letter in str(path))  # no surrogate is printable
 
 
 def _why_left_out(entry: Path, is_folder: bool) -> str | None:

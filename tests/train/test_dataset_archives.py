@@ -71,6 +71,18 @@ def test_junk_of_systems_is_left_out_and_counted(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", [".", "./.", "\0"])
+def test_an_entry_without_a_name_is_refused(tmp_path: Path, name: str) -> None:
+    path = zipped(tmp_path / "p.zip", {"pets/1.png": png(1), "./": b""})
+    Archive(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        entry = zipfile.ZipInfo("x" * len(name))
+        entry.filename = name
+        archive.writestr(entry, b"x")
+    with pytest.raises(ArchiveError, match=r"has a path without a name: make it again of a folder"):
+        Archive(path)
+
+
 def test_files_beside_the_folder_of_all_pictures_are_left_out(tmp_path: Path) -> None:
     loaded = register(zipped(tmp_path / "p.zip", {"pets/a/1.png": png(1), "pets/b/1.png": png(2), "LICENSE": b"CC0"}))
     assert loaded.card.class_names == ("a", "b")

@@ -84,6 +84,22 @@ def test_rows_and_pictures_that_do_not_meet_are_left_out_with_a_sentence(tmp_pat
     assert card.skipped[3].startswith("notes.txt: this is no picture")
 
 
+def test_halves_of_letters_are_replaced_wherever_they_stand(tmp_path: Path) -> None:
+    half, shown = "\ud800", "\N{REPLACEMENT CHARACTER}"
+    rows = (row("1.png", label=half, text=half, **{half: 1}), row("2.png", label="cat"), row("more/3.png", label="cat"), row(half, label="cat"))
+    card = made(tmp_path, {"metadata.jsonl": lines(*rows)})
+    assert card.class_names == ("cat", shown)
+    assert card.skipped == (f"metadata.jsonl, line 4: there is no file {shown}",)
+    assert card.notes == (f"of metadata.jsonl, nothing is read but file_name, label and text; it has {shown} too",)
+    assert datasets.load("own", tmp_path / "sets").card == card
+
+
+def test_of_many_columns_that_are_not_read_some_are_named(tmp_path: Path) -> None:
+    columns = {f"c{index}": 1 for index in range(25)}
+    [note, _] = made(tmp_path, {"metadata.jsonl": lines(*(row(name, label="a", **columns) for name in ("1.png", "2.png", "more/3.png")))}).notes
+    assert note.endswith("c18, c19 and 5 more too")
+
+
 def test_what_is_not_read_of_a_table_is_noted_on_the_card(tmp_path: Path) -> None:
     card = made(tmp_path, {"metadata.csv": "file_name,label,box\n1.png,cat,1\n2.png,cat,2\nmore/3.png,cat,3\n"})
     assert card.class_names is None
@@ -103,6 +119,8 @@ def test_what_is_not_read_of_a_table_is_noted_on_the_card(tmp_path: Path) -> Non
         ({"metadata.jsonl": '\n{"label": "cat"}'}, "metadata.jsonl, line 2: there is no file_name"),
         ({"metadata.jsonl": lines(row("1.png"))}, "metadata.jsonl has neither a column label nor text"),
         ({"metadata.jsonl": lines(row("1.png", label=True))}, "metadata.jsonl, line 1: label is True; a class's name or a whole number"),
+        ({"metadata.jsonl": lines(row("1.png", label="a" * 1001))}, "line 1: label has 1,001 characters; 1,000 are allowed: shorten it"),
+        ({"metadata.jsonl": lines(row("1.png", label="a", **{"b" * 1001: 1}))}, "has a column of 1,001 characters, 'bbb"),
         ({"metadata.jsonl": lines(row("1.png", text=1))}, "metadata.jsonl, line 1: text is 1; a caption in words is allowed"),
         ({"metadata.jsonl": lines(row("1.png", label="a"), row("./1.png", label="b"))}, "names 1.png in line 1 and again in line 2"),
         ({"metadata.csv": "file_name,label\n1.png\n"}, "metadata.csv, line 2 has another number of fields"),
