@@ -3,8 +3,8 @@
 import asyncio
 import errno
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
@@ -67,7 +67,7 @@ class DatasetService:
             ClientLeft: in the midst of it. Nothing is left of it, nor of one that is refused.
         """
         await asyncio.to_thread(self._refuse, options, key)  # before it is sent
-        with self._uploads.holding(1):
+        with self._uploads.holding(1), _told_where_full():
             await asyncio.to_thread(self._imports.mkdir, parents=True, exist_ok=True)
             with staging(self._imports) as staged:
                 digest = await _keep(body, staged / imports.archive_name(options.name), num_bytes)
@@ -217,6 +217,17 @@ class DatasetService:
 # --- receiving ----------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _told_where_full() -> Iterator[None]:
+    """Raises InsufficientStorage where the disk has no room, for a folder, an archive or what is written beside it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise InsufficientStorage(f"the archive cannot be kept: {error.strerror}; remove data sets or jobs, or send less") from error
+
+
 async def _keep(body: AsyncIterator[bytes], path: Path, num_bytes: int | None) -> str:
     """Write what comes into a new file; its sha256."""
     kept = _Kept(path, num_bytes)
@@ -227,7 +238,8 @@ async def _keep(body: AsyncIterator[bytes], path: Path, num_bytes: int | None) -
         visits.current().refused = "left"
         raise ClientLeft("the client closed the connection before its archive was here") from None
     finally:
-        kept.file.close()
+        with suppress(OSError):  # it flushes again what could not be written, which has been said
+            kept.file.close()
     if not kept.num_bytes:
         kept.check_beginning(b"")
     return kept.hash.hexdigest()
@@ -263,13 +275,8 @@ class _Kept:
                 f"the archive wants {wanted:,} more bytes, and the disk has {free:,}, of which {RESERVED_BYTES:,} are kept free;"
                 " remove data sets or jobs, or send less"
             )
-        try:
-            self.file.write(block)
-            self.file.flush()
-        except OSError as error:
-            if error.errno not in _NO_ROOM:
-                raise
-            raise InsufficientStorage(f"the archive cannot be kept: {error.strerror}; remove data sets or jobs, or send less") from error
+        self.file.write(block)
+        self.file.flush()
         self.hash.update(block)
         self.num_bytes += len(block)
 

@@ -17,6 +17,7 @@ from training.files.imports import ImportStatus
 MAX_DEATHS = 3  # of one import's worker, before it is given up
 ADOPTED_POLL_SECONDS = 0.5  # a worker that another server started is no child: its lock is looked at
 TERMINATE_SECONDS = 20.0
+PAUSE_SECONDS = 5.0  # of an import that the disk fails, before it is tried again
 _log = logging.getLogger(__name__)
 
 
@@ -101,7 +102,10 @@ class Importer:
                 self._settle(folder)
             except FileNotFoundError:
                 _log.info("the import %s was taken away", name)
-            except (OSError, ValueError):  # its directory is damaged or the disk is; the other imports go on
+            except OSError:  # a full disk, most often; the other imports go on
+                _log.exception("the import %s is tried again in %s s", name, PAUSE_SECONDS)
+                asyncio.get_running_loop().call_later(PAUSE_SECONDS, self.add, name)
+            except ValueError:  # its directory is damaged
                 _log.exception("the import %s is left as it is, and tried again when the server starts", name)
             self._current = None
 
@@ -113,6 +117,8 @@ class Importer:
     async def _run(self, folder: Path) -> None:
         """Start a worker and wait for its end."""
         status = imports.read_status(folder)
+        if status.state != "importing":  # it was finished before the disk failed
+            return
         # counted before it is begun: whoever takes the server along when he dies is counted too
         imports.write_status(folder, status.model_copy(update={"attempts": status.attempts + 1}))
         try:

@@ -6,7 +6,7 @@ import resource
 import time
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from api_client import Api, picture, png, pointers, refusal, serving
 from starlette.requests import ClientDisconnect
 
 from app.datasets import MAX_UPLOADS, DatasetService
-from app.errors import ClientLeft, Overloaded
+from app.errors import ClientLeft, InsufficientStorage, Overloaded
 from app.index import Index
 from app.jobs import JobService
 from app.schemas.datasets import Dataset
@@ -359,6 +359,32 @@ def test_an_archive_that_a_server_acknowledged_is_made_by_the_next(life: Life) -
     (life.imports / ".staging" / "half-sent").mkdir()
     life.live(made)
     assert list(life.imports.glob(".staging/*")) == []
+
+
+def test_a_full_disk_is_said_to_be_full_whatever_is_written(life: Life) -> None:
+    async def full(service: DatasetService) -> None:
+        for content in (PETS, archive()):  # the second is shorter than what is written beside it
+            with short_files(100), pytest.raises(InsufficientStorage, match="the archive cannot be kept: File too large; remove"):
+                await service.submit(OPTIONS, None, in_pieces(content), len(content))
+            assert kept(life.state) == []
+
+    life.live(full, working=False)
+
+
+def test_an_import_that_the_disk_fails_is_tried_again(life: Life, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    async def full(service: DatasetService) -> None:
+        with short_files(10):
+            held.close()  # now its server would begin it anew
+            while "the import pets is tried again in 0.05 s" not in caplog.text:
+                await asyncio.sleep(0.02)
+        await made(service)
+        assert imports.read_status(life.imports / "pets").attempts == 1
+
+    monkeypatch.setattr("app.imports.PAUSE_SECONDS", 0.05)
+    life.live(sent, working=False)
+    with ExitStack() as held:
+        held.enter_context(locks.hold(life.imports / "pets"))
+        life.live(full)
 
 
 def test_an_orderly_end_counts_as_no_death_of_the_worker(life: Life) -> None:
