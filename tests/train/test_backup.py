@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import tiny_versions
 import torch
 
 from training import checkpoint
@@ -219,3 +220,43 @@ def test_a_damaged_checkpoint_is_left_out_for_the_one_before_it(make_config: Mak
     verify(restored / runs.CHECKPOINTS / f"{100:012d}", card.state)
     assert runs.read_config(restored) == runs.read_config(run)
     assert json.loads((restored / runs.STATUS).read_text())["state"] == "queued"
+
+
+def test_a_version_that_misses_a_file_is_copied_as_it_is_and_said_to_whether_an_alias_names_it_or_not(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    for number in (1, 2):
+        tiny_versions.publish(repository, "tiny", tiny_versions.single(), version=number)
+        (repository / f"tiny/{number}/generator.pt").unlink()
+    (repository / "tiny/2/generator.pt").symlink_to("nowhere")
+    versions.write_alias([repository], "tiny", "production", 2)
+    (tmp_path / "state/datasets").mkdir(parents=True)
+    (tmp_path / "state/datasets/pets").symlink_to("nowhere")
+    report = back_up(tmp_path / "b.tar", repository, tmp_path / "state")
+    assert (report.num_versions, report.num_datasets) == (2, 0)
+    assert report.remarks == [
+        "state/datasets/pets is a link that leads nowhere, and is left out",
+        "models/tiny/1 is damaged (generator.pt), and is copied as it is",
+        "models/tiny/2 is damaged (missing: generator.pt), and is copied as it is",
+        "models/tiny/2 is damaged (generator.pt), and is copied as it is",
+    ]
+    restore(tmp_path / "b.tar", tmp_path / "new/models", tmp_path / "new/state")
+    assert files(tmp_path / "new/models") == files(repository)
+
+
+def test_a_run_that_misses_a_file_is_copied_as_it_is_and_said_to(make_config: MakeConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "state/runs"
+    for name in ("first", "second"):
+        runs.create(folder / name, make_config(), name)
+    (folder / "first" / runs.STATUS).unlink()
+    for images in (100, 200):
+        checkpoint.save(folder / "second" / runs.CHECKPOINTS, images, {"weights": torch.ones(3)})
+    (folder / "second" / runs.CHECKPOINTS / f"{200:012d}" / "state.pt").unlink()
+    report = back_up(tmp_path / "b.tar", tmp_path / "models", tmp_path / "state")
+    assert report.num_runs == 2
+    assert report.remarks == [
+        "state/runs/first is damaged (missing: status.json), and is copied as it is",
+        "state/runs/second is damaged (missing: checkpoints/000000000200/state.pt), and is copied as it is",
+    ]
+    restore(tmp_path / "b.tar", tmp_path / "new/models", tmp_path / "new/state")
+    assert runs.read_config(tmp_path / "new/state/runs/first") == runs.read_config(folder / "first")
+    assert runs.checkpoint_images(tmp_path / "new/state/runs/second") == 100

@@ -146,7 +146,7 @@ class _Backup:
         except ValidationError:
             self._report.remarks.append(f"{where} has no manifest that can be read, and is copied as it is")
             return
-        if wrong := [spec.file for spec in named if self._digests.get(f"{where}/{spec.file}", spec.sha256) != spec.sha256]:
+        if wrong := [spec.file for spec in named if self._digests.get(f"{where}/{spec.file}") != spec.sha256]:
             self._report.remarks.append(f"{where} is damaged ({', '.join(wrong)}), and is copied as it is")
 
     def _run(self, folder: Path, where: str) -> bool:
@@ -155,13 +155,17 @@ class _Backup:
         if not (folder / runs.CONFIG).is_file():
             return False
         for _ in range(ATTEMPTS):
+            before, missing = _names(folder), list[str]()
+            if not before:
+                return False  # removed at this moment
             with ExitStack() as opened:
                 try:
-                    files = _open_run(folder, opened)
+                    files = _open_run(folder, opened, missing)
                 except FileNotFoundError:
-                    if not folder.exists():
-                        return False  # removed at this moment
                     continue
+                if missing and _names(folder) != before:
+                    continue
+                self._remark_missing(where, missing)
                 for path, file in files:
                     self._add(f"{where}/{path}", file, os.fstat(file.fileno()).st_size)
                 for name in (runs.CHECKPOINTS, runs.BEST, runs.SAMPLES):
@@ -170,15 +174,24 @@ class _Backup:
         raise BackupError(f"{folder} changed {ATTEMPTS} times while it was looked at: try again when its run writes fewer checkpoints")
 
     def _unchanging(self, path: Path, where: str) -> bool:
-        """Whether the directory or file was there long enough to be opened whole."""
+        """Whether the directory or file was there long enough to be opened, whole or as it is: what is missing in one that stays is damage."""
+        before, missing = _identity(path), list[str]()
         with ExitStack() as opened:
-            try:
-                files = _open_all(path, opened)
-            except (FileNotFoundError, NotADirectoryError):
-                return False
+            files = _open_all(path, opened, missing=missing)
+            if missing and (now_there := _identity(path)) != before:
+                return now_there is not None and self._unchanging(path, where)  # another one has its place
+            if missing and before is None:
+                return False  # removed at this moment
+            self._remark_missing(where, missing)
             for relative, file in files:
                 self._add(f"{where}/{relative}" if relative else where, file, os.fstat(file.fileno()).st_size)
-        return True
+        return bool(files) or path.is_dir()
+
+    def _remark_missing(self, where: str, missing: Sequence[str]) -> None:
+        if missing == [""]:
+            self._report.remarks.append(f"{where} is a link that leads nowhere, and is left out")
+        elif missing:
+            self._report.remarks.append(f"{where} is damaged (missing: {', '.join(missing)}), and is copied as it is")
 
     def _document(self, path: Path, where: str) -> None:
         if (content := _read(path)) is not None:
@@ -222,17 +235,47 @@ def _read(path: Path) -> bytes | None:
         return None
 
 
-def _open_all(path: Path, opened: ExitStack, prefix: str = "") -> list[tuple[str, IO[bytes]]]:
-    """Every file of a directory, or the one file, open: what is removed from now on is still read whole."""
-    if not path.is_dir():
-        return [(prefix, opened.enter_context(path.open("rb")))]
-    return [file for entry in _entries(path) for file in _open_all(entry, opened, f"{prefix}/{entry.name}" if prefix else entry.name)]
+def _open_all(path: Path, opened: ExitStack, prefix: str = "", missing: list[str] | None = None) -> list[tuple[str, IO[bytes]]]:
+    """Every file of a directory, or the one file, open: what is removed from now on is still read whole.
+
+    Args:
+        missing: takes the names of what is not there, or leads nowhere. None: that raises FileNotFoundError.
+    """
+    try:
+        if not path.is_dir():
+            return [(prefix, opened.enter_context(path.open("rb")))]
+        entries = _entries(path)
+    except (FileNotFoundError, NotADirectoryError):
+        if missing is None:
+            raise
+        missing.append(prefix)
+        return []
+    names = [(entry, f"{prefix}/{entry.name}" if prefix else entry.name) for entry in entries]
+    return [file for entry, name in names for file in _open_all(entry, opened, name, missing)]
 
 
-def _open_run(folder: Path, opened: ExitStack) -> list[tuple[str, IO[bytes]]]:
-    """The files of a run that can go on; raises FileNotFoundError where it went on meanwhile."""
-    checkpoint = next((path for path in _states(folder / runs.CHECKPOINTS) if _is_whole(path)), None)
-    files = [] if checkpoint is None else _open_all(checkpoint, opened, f"{runs.CHECKPOINTS}/{checkpoint.name}")
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a directory or file from another one in its place; None where there is none."""
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _names(folder: Path) -> set[str]:
+    """Of all that lies in it, at any depth."""
+    return {f"{here}/{name}" for here, folders, files in os.walk(folder) for name in (*folders, *files)}
+
+
+def _open_run(folder: Path, opened: ExitStack, missing: list[str]) -> list[tuple[str, IO[bytes]]]:
+    """The files of a run that can go on; raises FileNotFoundError where it went on meanwhile.
+
+    Args:
+        missing: takes the names of what is not there. Where the run has not gone on meanwhile, it is damaged.
+    """
+    checkpoint = next((path for path in _states(folder / runs.CHECKPOINTS) if _is_whole(path, missing)), None)
+    files = [] if checkpoint is None else _open_all(checkpoint, opened, f"{runs.CHECKPOINTS}/{checkpoint.name}", missing)
     for best in _states(folder / runs.BEST):
         with suppress(FileNotFoundError), ExitStack() as maybe:
             files += _open_all(best, maybe, f"{runs.BEST}/{best.name}")
@@ -241,10 +284,8 @@ def _open_run(folder: Path, opened: ExitStack) -> list[tuple[str, IO[bytes]]]:
         raise FileNotFoundError(checkpoint)  # then the best state that it names may be gone too
     for entry in _entries(folder):
         if entry.name not in (runs.CHECKPOINTS, runs.BEST):
-            with suppress(FileNotFoundError):
-                files += _open_all(entry, opened, entry.name)
-    if not {runs.CONFIG, runs.STATUS} <= {path for path, _ in files}:
-        raise FileNotFoundError(folder)
+            files += _open_all(entry, opened, entry.name, missing)
+    missing += sorted({runs.CONFIG, runs.STATUS} - {path for path, _ in files} - {*missing})
     return files
 
 
@@ -253,13 +294,17 @@ def _states(folder: Path) -> list[Path]:
     return sorted((path for path in _entries(folder) if path.name.isdecimal()), reverse=True)
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    content = (checkpoint / runs.CHECKPOINT_CARD).read_bytes()
+def _is_whole(checkpoint: Path, missing: list[str]) -> bool:
+    file = runs.CHECKPOINT_CARD
     try:
-        state = FileSpec.model_validate(json.loads(content)["state"])
+        state = FileSpec.model_validate(json.loads((checkpoint / file).read_bytes())["state"])
+        file = state.file
+        return sha256_of(checkpoint / file) == state.sha256
     except (ValueError, LookupError, TypeError):
         return False
-    return sha256_of(checkpoint / state.file) == state.sha256
+    except FileNotFoundError:
+        missing.append(f"{runs.CHECKPOINTS}/{checkpoint.name}/{file}")
+        return False
 
 
 # --- restoring ----------------------------------------------------------------------------------------------------------------
