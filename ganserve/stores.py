@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ganserve.confirming import Offered
 from training.contract import UserError
+from training.files import numbers
 from training.files.archives import MAX_MANIFEST_BYTES, ArchiveError, limited
 from training.files.directories import commit, make_folder, staging
 from training.files.versions import MANIFEST
@@ -99,8 +100,10 @@ def push(folder: Path, offered: Offered, target: Place) -> bool:
     """Whether the version was not there yet.
 
     Raises:
-        UserError: another one lies there, or the store refuses.
+        UserError: another one lies there, it was removed there, or the store refuses.
     """
+    if isinstance(target.system, LocalFileSystem) and offered.manifest.version in numbers.removed(Path(target.path).parent):
+        raise UserError(f"{offered.version} was removed from {target.url}, and its number is not used again: push it elsewhere")
     with told(target):
         try:
             there = target.manifest()

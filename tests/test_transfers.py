@@ -127,6 +127,19 @@ def test_a_number_that_was_removed_or_reserved_here_is_not_taken_by_what_comes(c
     assert "tiny version 4 is taken here" in console.refused("models", "import", "tiny-4.zip")
 
 
+def test_what_was_removed_here_comes_again_under_a_new_number(console: Console, theirs: Path, tmp_path: Path) -> None:
+    console.done("models", "download", "tiny/3", "--models", theirs)
+    words = ["models", "import", "tiny-3.zip", *confirmed(theirs / "tiny/3")]
+    console.done(*words)
+    numbers.remove(tmp_path / "models/tiny", 3)
+    for number in (4, 5):
+        assert console.done(*words, "--as", "tiny").startswith(f"tiny/{number} is here")
+        assert f"tiny version {number} is or was here already" in console.refused(*words, "--as", "tiny")
+        numbers.remove(tmp_path / "models/tiny", number)
+    assert versions.reserve([tmp_path / "models"], "tiny", f"import-{digest(theirs / 'tiny/3')}-as-3") == 6, "and it was killed"
+    assert console.done(*words, "--as", "tiny").startswith("tiny/6 is here")
+
+
 @pytest.mark.parametrize(("answer", "is_in"), [("yes", True), ("no", False)])
 def test_the_owner_is_asked_before_anything_is_taken_in(answer: str, is_in: bool, console: Console, theirs: Path, tmp_path: Path) -> None:
     console.done("models", "download", "tiny/3", "--models", theirs)
@@ -199,6 +212,14 @@ def test_what_was_pushed_to_a_directory_is_a_repository(console: Console, theirs
     console.done("models", "push", "tiny", "shared", "--models", theirs)
     with serving(Settings(models=(tmp_path / "shared",), state=tmp_path / "theirs" / "state", run_jobs=False)) as api:
         assert api.post("/generate", {"model": "tiny"}).headers["X-Version"] == "4"
+
+
+def test_what_was_removed_from_a_directory_is_not_pushed_there_again(console: Console, theirs: Path, tmp_path: Path) -> None:
+    push = ["models", "push", "tiny/3", "shared", "--models", theirs]
+    console.done(*push)
+    numbers.remove(tmp_path / "shared/tiny", 3)
+    assert console.refused(*push).startswith("tiny/3 was removed from shared/tiny/3, and its number is not used again")
+    assert not (tmp_path / "shared/tiny/3").exists()
 
 
 def test_s3_is_reached_by_obstore_where_it_is_installed_and_other_protocols_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -216,9 +217,7 @@ def admit(source: Source, content: bytes, repositories: Sequence[Path], trusted:
             if not numbers.take(repositories[0] / manifest.name, manifest.version, _who(digest)):
                 raise TakenError(f"{manifest.name} version {manifest.version} is taken here")
         else:
-            number = versions.reserve(repositories, name, _who(digest))
-            manifest = manifest.model_copy(update={"name": name, "version": number})
-            content = manifest.model_dump_json(indent=2).encode() + b"\n"
+            manifest, content = _renamed(manifest, digest, repositories, name)
         version = f"{manifest.name}/{manifest.version}"
         (staged / versions.MANIFEST).write_bytes(content)
         digests.remember(trusted, digests.digest_of(content), version, how)
@@ -227,6 +226,25 @@ def admit(source: Source, content: bytes, repositories: Sequence[Path], trusted:
         except (FileExistsError, versions.RemovedError) as error:
             raise TakenError(f"{version.replace('/', ' version ')} is or was here already") from error
     return version
+
+
+def _renamed(manifest: Manifest, digest: str, repositories: Sequence[Path], name: str) -> tuple[Manifest, bytes]:
+    """The manifest under another name and a number of that: the one that an attempt before this has reserved, unless that was removed
+    or went to something else.
+
+    Raises:
+        TakenError: the version is there already.
+    """
+    for attempt in count(1):
+        number = versions.reserve(repositories, name, f"{_who(digest)}-as-{attempt}")
+        renamed = manifest.model_copy(update={"name": name, "version": number})
+        content = renamed.model_dump_json(indent=2).encode() + b"\n"
+        there = versions.versions(repositories, name).get(number)
+        if there is None and number not in numbers.removed(repositories[0] / name):
+            return renamed, content
+        if there is not None and (there / versions.MANIFEST).is_file() and (there / versions.MANIFEST).read_bytes() == content:
+            raise TakenError(f"{name} version {number} is or was here already")
+    raise AssertionError("it counts for ever")
 
 
 def _who(digest: str) -> str:
