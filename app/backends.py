@@ -12,11 +12,11 @@
 Each gives other last bits, and each must show the same before it answers: see app/engine.py.
 """
 
+import io
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -67,8 +67,8 @@ def refusal(backend: Backend, device: torch.device) -> str:
     return ""
 
 
-def load(backend: Backend, path: Path, device: torch.device, *, any_size: bool) -> Runner:
-    """Open a file of the back end's format, whose hash was checked.
+def load(backend: Backend, data: bytes, device: torch.device, *, any_size: bool) -> Runner:
+    """Open a module from the bytes of a file of the back end's format, whose hash was checked.
 
     Args:
         any_size: pictures of many sizes come one by one, so that nothing is to be compiled for the sizes that came first.
@@ -76,11 +76,11 @@ def load(backend: Backend, path: Path, device: torch.device, *, any_size: bool) 
     Raises:
         ERRORS: it cannot be run so.
     """
-    return _onnx(path) if backend == "onnxruntime" else _torchscript(backend, path, device, any_size=any_size)
+    return _onnx(data) if backend == "onnxruntime" else _torchscript(backend, data, device, any_size=any_size)
 
 
-def _torchscript(backend: Backend, path: Path, device: torch.device, *, any_size: bool) -> Runner:
-    module: torch.jit.ScriptModule = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
+def _torchscript(backend: Backend, data: bytes, device: torch.device, *, any_size: bool) -> Runner:
+    module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(data), map_location=device).eval()  # type: ignore[no-untyped-call]
     arguments = tuple(argument.name for argument in module.forward.schema.arguments[1:])  # type: ignore[attr-defined]
     if backend == "torchscript-frozen":
         module = torch.jit.optimize_for_inference(torch.jit.freeze(module))
@@ -140,9 +140,9 @@ class _Graphs:
         return graph, places, output
 
 
-def _onnx(path: Path) -> Runner:
+def _onnx(data: bytes) -> Runner:
     """With as many threads as torch has on this one."""
-    session = open_session(path, torch.get_num_threads())
+    session = open_session(data, torch.get_num_threads())
 
     def forward(inputs: dict[str, Tensor]) -> Tensor:
         return torch.from_numpy(session.run({name: rows.numpy() for name, rows in inputs.items()}))

@@ -21,8 +21,8 @@ from torch import Tensor
 from app import backends, pixels, tiles
 from app.choices import DEFAULT, Backend, Choice, as_published
 from app.proving import BrokenVersionError, Subject, prove_alone, prove_buckets
-from training.contract import Format, Manifest, ModuleSpec, TensorSpec
-from training.files.directories import DamagedFileError, verify
+from training.contract import Manifest, ModuleSpec, TensorSpec
+from training.files.directories import DamagedFileError, read_verified, verify
 from training.probe import PROBE_VALUES, probe_inputs, probe_shape, probe_step
 
 ModuleName = str  # generator, discriminator, or a part's
@@ -33,7 +33,6 @@ MAX_ROWS = BUCKETS[-1]
 MAX_BATCH_PIXELS = MAX_ROWS * 32 * 32  # larger images run in smaller batches: a batch is a turn, and others wait for its end
 TURN_SECONDS = 0.03  # of a batch with rows of a large request, while others may come
 RUNS_TO_KNOW = 3  # of a size, before the shortest of them is believed
-Paths = Mapping[Format, Path]
 _log = logging.getLogger(__name__)
 
 
@@ -89,7 +88,8 @@ class Engine:
 
     @classmethod
     def load(cls, folder: Path, manifest: Manifest, device: torch.device, choose: Callable[[ModuleName], Choice] = as_published) -> Self:
-        """Verify, load, replay, warm and prove a version; every file is hashed before any is opened.
+        """Verify, load, replay, warm and prove a version; every file is hashed before any is opened, and what is opened
+        are bytes that were hashed.
 
         Args:
             choose: how a module is to be run, if it shows in that way what it must, and else is run as it was published.
@@ -110,11 +110,11 @@ class Engine:
         cls, folder: Path, manifest: Manifest, device: torch.device, choose: Callable[[ModuleName], Choice] = as_published
     ) -> Generator[None, None, Self]:
         """`load` in steps of at most one forward pass, so that other versions can serve in between; all on one thread."""
-        paths = _verified(folder, manifest)
+        _verify(folder, manifest)
         _use_exact_kernels(device)
         players: dict[ModuleName, tuple[_Player, tuple[int, ...]]] = {}
         for name in served_modules(manifest):
-            players[name] = yield from _as_chosen(name, manifest, paths[name], device, choose(name))
+            players[name] = yield from _as_chosen(name, manifest, folder, device, choose(name))
         return cls(manifest, device, players)
 
     @property
@@ -234,8 +234,8 @@ def _to_cpu(output: Tensor) -> Tensor:
 # --- loading ------------------------------------------------------------------------------------------------------------------
 
 
-def _verified(folder: Path, manifest: Manifest) -> dict[ModuleName, Paths]:
-    """The files of each module, by format; those that are not served are hashed too, since they can be fetched."""
+def _verify(folder: Path, manifest: Manifest) -> None:
+    """Hash the files of each module; those that are not served are hashed too, since they can be fetched."""
     if taken := {"generator", "discriminator"} & set(manifest.parts):
         raise BrokenVersionError(f"manifest.json calls a part {min(taken)}, which is no name for a part")
     specs = served_modules(manifest) | manifest.parts
@@ -244,7 +244,9 @@ def _verified(folder: Path, manifest: Manifest) -> dict[ModuleName, Paths]:
             raise BrokenVersionError(f"manifest.json names no TorchScript file of the {name}")
     try:
         verify(folder, manifest.samples)
-        return {name: {form: verify(folder, file) for form, file in spec.files.items()} for name, spec in specs.items()}
+        for spec in specs.values():
+            for file in spec.files.values():
+                verify(folder, file)
     except DamagedFileError as error:
         raise BrokenVersionError(str(error)) from error
     except OSError as error:
@@ -254,35 +256,38 @@ def _verified(folder: Path, manifest: Manifest) -> dict[ModuleName, Paths]:
 Loaded = Generator[None, None, tuple[_Player, tuple[int, ...]]]
 
 
-def _as_chosen(name: ModuleName, manifest: Manifest, paths: Paths, device: torch.device, choice: Choice) -> Loaded:
+def _as_chosen(name: ModuleName, manifest: Manifest, folder: Path, device: torch.device, choice: Choice) -> Loaded:
     """A module as it was chosen to be run, if there is such a file of it and it shows there what it must; else as usual."""
     spec = served_modules(manifest)[name]
-    if choice.backend != DEFAULT and backends.format_of(choice.backend) in paths:
+    if choice.backend != DEFAULT and backends.format_of(choice.backend) in spec.files:
         try:
-            player, proved = yield from _shown(name, choice.backend, spec, paths, device)
+            player, proved = yield from _shown(name, choice.backend, spec, folder, device)
         except BrokenVersionError as error:
             _log.warning("%s version %d: by %s, %s; it is run by %s", manifest.name, manifest.version, choice.backend, error, DEFAULT)
-            player, proved = yield from _shown(name, DEFAULT, spec, paths, device)
+            player, proved = yield from _shown(name, DEFAULT, spec, folder, device)
     else:
-        player, proved = yield from _shown(name, DEFAULT, spec, paths, device)
+        player, proved = yield from _shown(name, DEFAULT, spec, folder, device)
     # after the proof: which sizes agree with each other must not depend on it
     return player, tuple(size for size in proved if size <= (choice.max_rows or size)) or proved[:1]
 
 
-def _shown(name: ModuleName, backend: Backend, spec: ModuleSpec, paths: Paths, device: torch.device) -> Loaded:
+def _shown(name: ModuleName, backend: Backend, spec: ModuleSpec, folder: Path, device: torch.device) -> Loaded:
     """Load, replay, warm and prove one module; and the batch sizes that were proved.
 
     Raises:
         BrokenVersionError: any of that failed.
     """
     try:
-        runner = backends.load(backend, paths[backends.format_of(backend)], device, any_size=_runs_alone(spec))
+        file = spec.files[backends.format_of(backend)]
+        runner = backends.load(backend, read_verified(folder, file), device, any_size=_runs_alone(spec))
         _check_arguments(name, runner.arguments, spec)
         probe = spec.probe.model_copy(update={"tolerance": max(spec.probe.tolerance, runner.tolerance)})
         player = _Player(name, backend, runner, spec.model_copy(update={"probe": probe}), device)
         yield
         _replay(player)
         return player, (yield from _proved(player))
+    except DamagedFileError as error:  # replaced since all were hashed
+        raise BrokenVersionError(str(error)) from error
     except backends.ERRORS as error:
         raise BrokenVersionError(f"the {name} does not run: {_last_line(error)}") from error
 

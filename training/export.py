@@ -18,7 +18,7 @@ from training.contract import DatasetCard, Manifest, ModuleSpec, Probe, ScoreRef
 from training.data import evenly
 from training.export_onnx import OnnxError, convert
 from training.files import digests, versions
-from training.files.directories import describe, staging, verify, write_atomically
+from training.files.directories import describe, read_verified, staging, write_atomically
 from training.game import Given, Player, Tensors
 from training.layers import fold_parametrizations, plain_dropout
 from training.probe import PROBE_VALUES, probe_inputs, probe_shape, probe_step
@@ -370,6 +370,6 @@ def published_weights(manifest: Manifest, folder: Path, key: str) -> dict[str, T
     if spec is None:
         raise ExportError(f"{manifest.name}/{manifest.version} was published without a {key}")
     weights: dict[str, Tensor] = torch.jit.load(  # type: ignore[no-untyped-call]
-        verify(folder, spec.files["torchscript"]), map_location="cpu"
+        io.BytesIO(read_verified(folder, spec.files["torchscript"])), map_location="cpu"
     ).state_dict()
     return weights

@@ -393,3 +393,13 @@ def test_a_wrong_hash_in_the_manifest_is_refused(make_version: MakeVersion, repo
     module: ModuleSpec = manifest.generator.model_copy(update={"files": {"torchscript": file.model_copy(update={"sha256": "0" * 64})}})
     with pytest.raises(BrokenVersionError, match="sha256"):
         Engine.load(repository / "tiny/1", manifest.model_copy(update={"generator": module}), CPU)
+
+
+def test_a_file_that_is_replaced_after_all_were_hashed_is_not_opened(make_version: MakeVersion, repository: Path) -> None:
+    manifest = make_version(repository, "tiny")
+    steps = Engine.loading(repository / "tiny/1", manifest, CPU)
+    next(steps)  # the generator is open, the discriminator is not
+    other = repository / "tiny/1/discriminator.pt"
+    other.write_bytes(other.read_bytes()[::-1])
+    with pytest.raises(BrokenVersionError, match=r"discriminator\.pt does not have the sha256"):
+        list(steps)

@@ -12,7 +12,17 @@ import pytest
 
 from training.contract import FileSpec, Metrics, TrainConfig, Tuning
 from training.files import runs, versions
-from training.files.directories import STAGING, DamagedFileError, commit, describe, sha256_of, staging, verify, write_atomically
+from training.files.directories import (
+    STAGING,
+    DamagedFileError,
+    commit,
+    describe,
+    read_verified,
+    sha256_of,
+    staging,
+    verify,
+    write_atomically,
+)
 from training.files.locks import LockedError, hold, is_held
 
 
@@ -467,3 +477,25 @@ def test_a_run_that_was_begun_before_layouts_were_chosen_goes_on_with_its_thread
     del old["tuning"]
     (tmp_path / "run" / runs.STATUS).write_text(json.dumps(old | {"num_threads": 3}))
     assert runs.read_status(tmp_path / "run").tuning == Tuning(num_threads=3, memory_layout="contiguous")
+
+
+def test_verified_bytes_are_those_of_a_file_that_is_no_link_and_has_the_size_and_the_hash(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"weights")
+    spec = describe(path)
+    assert read_verified(tmp_path, spec) == b"weights"
+    for content, words in ((b"weighty", "does not have the sha256"), (b"weight", "has 6 bytes; its document says 7")):
+        path.write_bytes(content)
+        with pytest.raises(DamagedFileError, match=words):
+            read_verified(tmp_path, spec)
+    path.unlink()
+    with pytest.raises(DamagedFileError, match="is missing"):
+        read_verified(tmp_path, spec)
+    (tmp_path / "elsewhere.pt").write_bytes(b"weights")
+    path.symlink_to(tmp_path / "elsewhere.pt")
+    with pytest.raises(DamagedFileError, match="is missing"):
+        read_verified(tmp_path, spec)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DamagedFileError, match="is missing"):
+        read_verified(tmp_path, spec)

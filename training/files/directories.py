@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,29 @@ def verify(folder: Path, spec: FileSpec) -> Path:
     if sha256_of(path) != spec.sha256:
         raise DamagedFileError(f"{spec.file} does not have the sha256 that its document says")
     return path
+
+
+def read_verified(folder: Path, spec: FileSpec) -> bytes:
+    """The bytes of the file that a document names, read once: what is hashed is what whoever runs them gets, whatever the path is then.
+
+    Raises:
+        DamagedFileError: it is missing, a link, or differs in size or hash.
+    """
+    try:
+        with open(folder / spec.file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise DamagedFileError(f"{spec.file} is missing")
+            if status.st_size != spec.size_bytes:  # before so much is read
+                raise DamagedFileError(f"{spec.file} has {status.st_size} bytes; its document says {spec.size_bytes}")
+            data = file.read(spec.size_bytes)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.EISDIR):
+            raise
+        raise DamagedFileError(f"{spec.file} is missing") from error
+    if hashlib.sha256(data).hexdigest() != spec.sha256:
+        raise DamagedFileError(f"{spec.file} does not have the sha256 that its document says")
+    return data
 
 
 def _fsync(path: Path) -> None:

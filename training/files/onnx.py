@@ -20,8 +20,8 @@ class Session:
     run: Callable[[Mapping[str, NDArray[np.float32]]], NDArray[np.float32]]
 
 
-def open_session(path: Path, num_threads: int) -> Session:
-    """Open a file on the CPU; needs the extra `onnx`. The same number of threads gives the same bits.
+def open_session(model: Path | bytes, num_threads: int) -> Session:
+    """Open a file, or the bytes of one, on the CPU; needs the extra `onnx`. The same number of threads gives the same bits.
 
     Raises:
         RuntimeError: ONNX Runtime refuses it; `run` raises the same where it fails.
@@ -37,7 +37,7 @@ def open_session(path: Path, num_threads: int) -> Session:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a thread that spins takes a core from others
     options.log_severity_level = 3  # what it warns of is how it was exported
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except failures as error:
         raise RuntimeError(str(error)) from error
 
