@@ -22,11 +22,10 @@ from training.contract import is_name, now
 from training.dataset_sheets import UnknownClassError, sheet
 from training.datasets import DamagedDatasetError, DatasetNameError, UnknownDatasetError
 from training.files import imports
-from training.files.directories import commit, hide, staging
+from training.files.directories import RESERVED_BYTES, commit, hide, staging
 from training.files.imports import DatasetOptions, ImportRequest, ImportStatus
 
 MAX_UPLOADS = 8  # archives that are on their way at a time
-RESERVED_BYTES = 64 * 2**20  # of the disk, which no archive may take: jobs keep their checkpoints there
 _BLOCK_BYTES = 2**20
 _BEGINNINGS = (b"PK\x03\x04", b"PK\x05\x06")  # of a file, and of the end of an empty archive
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

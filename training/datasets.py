@@ -10,6 +10,7 @@ A set is a directory `<name>/` that is written once and never changes:
     captions.jsonl  a line of JSON for each image, its caption or null; only where there are captions
 """
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 
 from training.contract import DatasetCard, UserError, is_name, now
 from training.dataset_content import CAPTIONS, Content
-from training.files.directories import DamagedFileError, commit, describe, hide, staging, verify
+from training.files.directories import RESERVED_BYTES, DamagedFileError, commit, describe, hide, staging, verify
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -277,7 +278,7 @@ def write(
     Raises:
         DatasetNameError: see `check_free`.
         EmptyDatasetError: the batches hold no image.
-        DatasetError: the folder cannot be written to.
+        DatasetError: the folder cannot be written to, or the disk has no room.
         ValueError: a batch does not fit `about`.
     """
     check_free(name, folder)
@@ -297,6 +298,7 @@ def _write_files(name: str, staged: Path, about: About, batches: Iterable[Batch]
     with ExitStack() as open_files:
         content = Content(about, staged, open_files)
         for batch in batches:
+            _check_room(name, staged, batch)
             content.add(batch)
             if progress:
                 progress(content.num_images + content.num_skipped)
@@ -323,6 +325,16 @@ def _write_files(name: str, staged: Path, about: About, batches: Iterable[Batch]
     )
     (staged / "card.json").write_text(written.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return written
+
+
+def _check_room(name: str, staged: Path, batch: Batch) -> None:
+    """Refuse a batch that would take what is kept free of the disk: a picture of a few bytes may become an image of millions."""
+    wanted = sum(array.nbytes for array in (batch.images, batch.sources, batch.labels, batch.groups) if array is not None)
+    if (free := shutil.disk_usage(staged).free) < wanted + RESERVED_BYTES:
+        raise DatasetError(
+            f"data set {name!r} wants {wanted:,} more bytes, and the disk has {free:,}, of which {RESERVED_BYTES:,} are kept free;"
+            " remove data sets or jobs, or take fewer or smaller images"
+        )
 
 
 def _why_empty(num_skipped: int, skipped: list[str]) -> str:

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from training.datasets import (
     EmptyDatasetError,
     UnknownDatasetError,
 )
+from training.files.directories import RESERVED_BYTES
 
 PLAIN = About((1, 4, 3), "a test", "CC0")
 CLASSED = About((1, 4, 3), "a test", "CC0", ("cat", "dog"))
@@ -381,3 +383,12 @@ def test_the_built_in_set_written_again_has_the_same_content_hash(tmp_path: Path
     copy = datasets.write("copy", tmp_path, about, [Batch(built_in.images, built_in.labels)])
     assert copy.content_sha256 == built_in.card.content_sha256
     assert copy.files == built_in.card.files
+
+
+def test_a_set_that_would_fill_the_disk_is_refused_before_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = RESERVED_BYTES + IMAGES.nbytes - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 0, free))
+    with pytest.raises(DatasetError, match=f"'full' wants {IMAGES.nbytes} more bytes, and the disk has {free:,}, of which 67,108,864 are"):
+        datasets.write("full", tmp_path, PLAIN, [Batch(IMAGES[:6]), Batch(IMAGES)])
+    assert list((tmp_path / ".staging").iterdir()) == [] == list(tmp_path.glob("full"))
+    datasets.write("less", tmp_path, PLAIN, [Batch(IMAGES[:6])])

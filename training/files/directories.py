@@ -17,6 +17,7 @@ from pathlib import Path
 from training.contract import FileSpec
 
 STAGING = ".staging"
+RESERVED_BYTES = 64 * 2**20  # of the disk, which no archive and no data set may take: jobs keep their checkpoints there
 
 
 class DamagedFileError(Exception):
