@@ -75,7 +75,10 @@ def promote(manifest: Manifest, asked: PublishConfig, repositories: Sequence[Pat
     if reason:
         return f"{asked.alias} stays as it was: {reason}"
     if pointers.get(asked.alias) != manifest.version:
-        versions.write_alias(repositories, manifest.name, asked.alias, manifest.version)
+        try:
+            versions.write_alias(repositories, manifest.name, asked.alias, manifest.version)
+        except (LookupError, ValueError) as error:  # removed meanwhile, say: the run is not lost for it
+            return f"{asked.alias} stays as it was: {error}"
     return f"{asked.alias} is version {manifest.version} now"
 
 

@@ -1,5 +1,6 @@
 """When a run points an alias at what it has published."""
 
+import fcntl
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -110,3 +111,29 @@ def test_what_a_run_cannot_do_is_refused_before_it_begins() -> None:
             " it will have: kid, fd, precision, recall, density, coverage"
         )
     assert refused(num_evaluated=0).endswith("it will have: none, as num_evaluated is 0")
+
+
+def test_a_version_that_was_removed_meanwhile_leaves_the_alias_where_it_is(make: Make, tmp_path: Path) -> None:
+    make(1)
+    gone = make(2)
+    versions.remove([tmp_path / "models"], gone.name, 2)
+    said = promote(gone, ALWAYS, [tmp_path / "models"])
+    assert said.startswith("production stays as it was: model 'tiny' has no version '2'")
+    assert aliases(tmp_path) == {}
+
+
+def test_an_alias_is_not_given_to_a_version_that_is_removed_while_it_waits_for_its_turn(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(1)
+    name, lock = make(2).name, fcntl.flock
+
+    def removed_before(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        versions.remove([tmp_path / "models"], name, 2)
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_before)
+    with pytest.raises(LookupError, match="has no version '2'"):
+        versions.write_alias([tmp_path / "models"], name, "best", 2)
+    assert aliases(tmp_path) == {}

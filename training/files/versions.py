@@ -124,17 +124,24 @@ def write_alias(
         raise ValueError(f"{alias!r} cannot have a share of the requests; {CANARY!r} can")
     if not 0 <= share <= 1:
         raise ValueError(f"the share is {share}; 0 to 1 is allowed")
-    known = versions(repositories, name)
-    if version not in known:
-        raise LookupError(_no_version(repositories, name, str(version)))
+    _check_there(repositories, name, version)  # before a folder is made for it
     folder = repositories[0] / name
     folder.mkdir(parents=True, exist_ok=True)
     with _changing(folder):
+        known = _check_there(repositories, name, version)  # alone: nobody removes it now
         pointers = read_pointers(repositories[:1], name)
         before = answering or read_aliases(repositories, name).get(PRODUCTION, max(known))
         if alias == PRODUCTION and before != version and before in known:
             pointers[PREVIOUS] = Pointer(before)
         _write_pointers(folder, pointers | {alias: Pointer(version, share)})
+
+
+def _check_there(repositories: Sequence[Path], name: str, version: int) -> dict[int, Path]:
+    """The versions, of which this is one; raises LookupError."""
+    known = versions(repositories, name)
+    if version not in known:
+        raise LookupError(_no_version(repositories, name, str(version)))
+    return known
 
 
 def remove_alias(repositories: Sequence[Path], name: str, alias: str) -> None:
