@@ -371,7 +371,9 @@ def test_a_full_disk_is_said_to_be_full_whatever_is_written(life: Life) -> None:
     life.live(full, working=False)
 
 
-def test_an_import_that_the_disk_fails_is_tried_again(life: Life, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_import_that_the_disk_fails_is_tried_again(
+    life: Life, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async def full(service: DatasetService) -> None:
         with short_files(10):
             held.close()  # now its server would begin it anew

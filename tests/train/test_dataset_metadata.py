@@ -86,7 +86,12 @@ def test_rows_and_pictures_that_do_not_meet_are_left_out_with_a_sentence(tmp_pat
 
 def test_halves_of_letters_are_replaced_wherever_they_stand(tmp_path: Path) -> None:
     half, shown = "\ud800", "\N{REPLACEMENT CHARACTER}"
-    rows = (row("1.png", label=half, text=half, **{half: 1}), row("2.png", label="cat"), row("more/3.png", label="cat"), row(half, label="cat"))
+    rows = (
+        row("1.png", label=half, text=half, **{half: 1}),
+        row("2.png", label="cat"),
+        row("more/3.png", label="cat"),
+        row(half, label="cat"),
+    )
     card = made(tmp_path, {"metadata.jsonl": lines(*rows)})
     assert card.class_names == ("cat", shown)
     assert card.skipped == (f"metadata.jsonl, line 4: there is no file {shown}",)
@@ -96,7 +101,9 @@ def test_halves_of_letters_are_replaced_wherever_they_stand(tmp_path: Path) -> N
 
 def test_of_many_columns_that_are_not_read_some_are_named(tmp_path: Path) -> None:
     columns = {f"c{index}": 1 for index in range(25)}
-    [note, _] = made(tmp_path, {"metadata.jsonl": lines(*(row(name, label="a", **columns) for name in ("1.png", "2.png", "more/3.png")))}).notes
+    [note, _] = made(
+        tmp_path, {"metadata.jsonl": lines(*(row(name, label="a", **columns) for name in ("1.png", "2.png", "more/3.png")))}
+    ).notes
     assert note.endswith("c18, c19 and 5 more too")
 
 

@@ -174,7 +174,7 @@ class _Backup:
         raise BackupError(f"{folder} changed {ATTEMPTS} times while it was looked at: try again when its run writes fewer checkpoints")
 
     def _unchanging(self, path: Path, where: str) -> bool:
-        """Whether the directory or file was there long enough to be opened, whole or as it is: what is missing in one that stays is damage."""
+        """Whether it was there long enough to be opened, whole or as it is: what is missing in a directory that stays is damage."""
         before, missing = _identity(path), list[str]()
         with ExitStack() as opened:
             files = _open_all(path, opened, missing=missing)
