@@ -2,13 +2,13 @@
 set. The images are asked for in pieces, as by /generate, so that others take their turns; a few pieces are in memory at a time."""
 
 import asyncio
+import itertools
 import json
 import re
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,16 @@ from app.schemas.inference import GenerateRequest
 from app.service import Service
 from training import datasets
 from training.contract import DatasetCard, Manifest
-from training.datasets import About, Batch, DamagedDatasetError, Dataset, DatasetError, DatasetNameError, UnknownDatasetError
+from training.datasets import (
+    About,
+    Batch,
+    DamagedDatasetError,
+    Dataset,
+    DatasetError,
+    DatasetNameError,
+    OtherDatasetError,
+    UnknownDatasetError,
+)
 
 PIECE_IMAGES = 64  # with the best of 64 they are all the candidates that a request may have
 SECONDS_TO_WAIT = 0.25  # for room in a full queue, once the answer has begun
@@ -65,21 +74,25 @@ class Plan:
 
 async def plan(service: Service, name: str, body: AugmentRequest) -> Plan:
     """Raises UnknownDataset, UnknownModel, UnknownVersion; Conflict, where the set is damaged or the new name is taken; Invalid, where the
-    set has no classes, the model has others, the images have other shapes, or nothing would be made."""
+    set has no classes, the model has others or does not take what is asked for, the images have other shapes, or nothing would be made. The
+    set's bytes are verified once nothing else is wrong, on a thread of its own: that takes as long as the set is large."""
     folder = service.settings.datasets
     try:
         if body.save_as is not None:
-            await service.pool.run(partial(datasets.check_free, body.save_as, folder))
-        dataset = await service.pool.run(partial(datasets.load, name, folder))
+            await asyncio.to_thread(datasets.check_free, body.save_as, folder)
+        seen = await asyncio.to_thread(datasets.look, name, folder)
+        engine = await service.store.engine(body.model, body.version)
+        manifest = engine.manifest
+        _check_classes(seen.card, manifest)
+        _check_images(seen.card, manifest, include_real=body.include_real)
+        counts = await asyncio.to_thread(_counts, seen, body)
+        seed = signature.first_seed(body.seed, sum(counts) * (body.best_of or 1))
+        inference.check(engine, next(request for _, request in Plan(seen, manifest, counts, seed, body).requests()))
+        dataset = await asyncio.to_thread(datasets.load, name, folder, seen.card.content_sha256)
     except UnknownDatasetError as error:
         raise UnknownDataset(str(error)) from error
-    except (DatasetNameError, DamagedDatasetError) as error:
+    except (DatasetNameError, DamagedDatasetError, OtherDatasetError) as error:
         raise Conflict(str(error)) from error
-    manifest = (await service.store.engine(body.model, body.version)).manifest
-    _check_classes(dataset.card, manifest)
-    _check_images(dataset.card, manifest, include_real=body.include_real)
-    counts = _counts(dataset, body)
-    seed = signature.first_seed(body.seed, sum(counts) * (body.best_of or 1))
     return Plan(dataset, manifest, counts, seed, body)
 
 
@@ -133,9 +146,9 @@ def _wrong(field: str, message: str) -> Invalid:
 # --- making -------------------------------------------------------------------------------------------------------------------
 
 
-async def _pieces(service: Service, plan: Plan) -> AsyncGenerator[tuple[int, Made]]:
-    """Images of one class at a time. The first piece is refused as any request is; the others wait for room."""
-    has_begun = False
+async def _pieces(service: Service, plan: Plan, *, has_begun: bool = False) -> AsyncGenerator[tuple[int, Made]]:
+    """Images of one class at a time. The first piece is refused as any request is, unless the answer has begun; the others
+    wait for room."""
     for label, request in plan.requests():
         while True:
             try:
@@ -170,10 +183,14 @@ async def zipped(service: Service, plan: Plan) -> AsyncGenerator[bytes]:
         told.extend(files)
         return await service.in_pool(lambda: _packed(archive, plan, files, images), "encode", len(files))
 
-    for row, (images, labels) in enumerate(_real(plan)):
+    real = _real(plan)
+    for row in itertools.count():
+        if (piece := await asyncio.to_thread(next, real, None)) is None:  # the disk is read on a thread
+            break
+        images, labels = piece
         numbers = range(row * PIECE_IMAGES, row * PIECE_IMAGES + len(images))
         yield await packed([_File(f"{folders[label]}/real-{at}.png", label) for at, label in zip(numbers, labels, strict=True)], images)
-    async for label, made in _pieces(service, plan):
+    async for label, made in _pieces(service, plan, has_begun=plan.body.include_real):
         assert made.seeds is not None, "nothing but seeds is asked for"
         yield await packed([_File(f"{folders[label]}/{seed}.png", label, seed) for seed in made.seeds], made.images.numpy())
     yield await service.in_pool(lambda: _end(archive, plan, told), "encode", len(told))
@@ -252,7 +269,9 @@ def _about(plan: Plan) -> About:
 
 
 async def _batches(service: Service, plan: Plan) -> AsyncGenerator[Batch]:
-    for images, labels in _real(plan):
+    real = _real(plan)
+    while (piece := await asyncio.to_thread(next, real, None)) is not None:  # as above
+        images, labels = piece
         yield Batch(images, np.array(labels, np.int64))
     async for label, made in _pieces(service, plan):
         yield Batch(made.images.numpy(), np.full(len(made.images), label, np.int64))

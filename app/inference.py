@@ -58,6 +58,15 @@ async def generate(service: Service, body: GenerateRequest) -> Made:
     )
 
 
+def check(engine: Engine, body: GenerateRequest) -> None:
+    """Refuse what `generate` would not make of this engine, before anything is made; raises Invalid."""
+    inputs = _drawn_inputs(engine.manifest)
+    count, labels, _ = _class_rows(inputs, body)
+    signature.check_taken(inputs, Fields(seed=body.seed, latents=body.latents, truncation=body.truncation, labels=labels))
+    if body.best_of is not None:
+        _check_best_of(engine, body, count)
+
+
 async def _encode(service: Service, inputs: Sequence[TensorSpec], fields: Fields, count: int, best_of: int) -> Encoded:
     """A few draws take less time than the way to a thread and back, whatever their size; numbers that were given may take long to read."""
     weighted = any(isinstance(label, Mapping) for label in fields.labels or ())

@@ -48,7 +48,7 @@ async def augment(
     from app import augmentation
 
     choose(accept, (ZIP,) if body.save_as is None else (JSON,))
-    plan = await augmentation.plan(service, dataset, body)
+    plan = await while_connected(request, augmentation.plan(service, dataset, body))
     if body.save_as is None:
         return await _archive(request, service, plan)
     card = await while_connected(request, augmentation.registered(service, plan))

@@ -40,6 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("augmentation")
     publish(home / "models", "classes", labelled(), discriminator=label_judging())
     publish(home / "models", "plain", single())
+    publish(home / "models", "unjudged", labelled())
     publish(home / "models", "enlarge", enlarging())
     folder = home / "state" / "datasets"
     write(folder, "few")
@@ -47,6 +48,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder, "large", size=16)
     write(folder, "others", classes=("fox", "cat", "cow"))
     write(folder, "unlabelled", classes=None)
+    write(folder, "rotten")
+    with (folder / "rotten" / "images.npy").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
     return home
 
 
@@ -179,6 +186,21 @@ async def _hold_the_queue(api: Api) -> bool:
     return False
 
 
+def test_with_real_images_the_answer_has_begun_and_waits_for_room_too(api: Api) -> None:
+    held = api.begin(_hold_all, api)
+    begun = api.begin_to_send(api.build("POST", "/datasets/few/augment", json=ASK | {"include_real": True}))
+    held.result()
+    assert len(archive_of(begun.result())[1]) == 12
+
+
+async def _hold_all(api: Api) -> None:
+    """The whole queue, for longer than the real images take."""
+    engine = await api.service.store.engine("plain")
+    api.service.batcher.refuse_while_full()  # so that the door forgets who was refused before
+    with api.service.batcher.holding(engine, api.service.settings.queue_images):
+        await asyncio.sleep(0.5)
+
+
 # --- refusals -----------------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +210,9 @@ async def _hold_the_queue(api: Api) -> bool:
         ("nobody", {}, 404, "there is no data set 'nobody'; known: even, fashion-mnist-10k, few"),
         ("few", {"model": "nobody"}, 404, "there is no model 'nobody'"),
         ("few", {"version": 9}, 404, "has no version 9"),
+        ("rotten", {"model": "nobody"}, 404, "there is no model 'nobody'"),  # what is quick to see is seen first
+        ("rotten", {}, 409, "data set 'rotten' is damaged: images.npy does not have the sha256"),
+        ("few", {"model": "unjudged", "best_of": 2, "include_real": True}, 422, "best_of: unjudged has no discriminator that could rank"),
         ("few", {"model": "plain"}, 422, "model: plain version 1 takes no labels; name a model that was trained with classes"),
         ("few", {"model": "enlarge"}, 422, "enlarge version 1 takes no labels"),
         ("unlabelled", {}, 422, "data set unlabelled has no classes"),
