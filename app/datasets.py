@@ -34,11 +34,15 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class DatasetService:
     """Those that lie in a folder and those that are built in; and in another folder the archives that are to become some."""
 
-    def __init__(self, folder: Path, imports_folder: Path, jobs: JobService) -> None:
+    def __init__(self, folder: Path, imports_folder: Path, jobs: JobService, *, is_shared: bool = False) -> None:
+        """
+        Args:
+            is_shared: whether other servers use these folders too.
+        """
         self._folder, self._imports, self._jobs = folder, imports_folder, jobs
         self._uploads = Room("uploads", "archives are being sent", MAX_UPLOADS)
         self._changing = asyncio.Lock()
-        self._importer = Importer(imports_folder, folder)
+        self._importer = Importer(imports_folder, folder, is_shared=is_shared)
 
     async def start(self) -> None:
         await self._importer.start()
@@ -117,7 +121,12 @@ class DatasetService:
             shutil.rmtree(hide(folder))
         imports.write_request(staged, request)
         imports.write_status(staged, ImportStatus())
-        commit(staged, folder)
+        try:
+            commit(staged, folder)
+        except FileExistsError as error:  # another server was faster, maybe with this very request
+            if self._refuse(request.options, request.key, request.archive_sha256):
+                return False
+            raise Conflict(f"data set {request.options.name!r} was sent to another server meanwhile; choose another name") from error
         return True
 
     # --- looking ---

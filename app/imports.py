@@ -6,6 +6,7 @@ An import's directory is the truth (training.files.imports); what is kept here c
 import asyncio
 import logging
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,14 +19,19 @@ MAX_DEATHS = 3  # of one import's worker, before it is given up
 ADOPTED_POLL_SECONDS = 0.5  # a worker that another server started is no child: its lock is looked at
 TERMINATE_SECONDS = 20.0
 PAUSE_SECONDS = 5.0  # of an import that the disk fails, before it is tried again
+SECONDS_TO_STAY = 24 * 3600.0  # of what another server may be receiving, after the last that came
 _log = logging.getLogger(__name__)
 
 
 class Importer:
     """The queue of imports and its one worker."""
 
-    def __init__(self, folder: Path, datasets: Path) -> None:
-        self._folder, self._datasets = folder, datasets
+    def __init__(self, folder: Path, datasets: Path, *, is_shared: bool) -> None:
+        """
+        Args:
+            is_shared: whether other servers use these folders too.
+        """
+        self._folder, self._datasets, self._is_shared = folder, datasets, is_shared
         self._queue: list[str] = []
         self._wake = asyncio.Event()
         self._current: str | None = None
@@ -40,7 +46,7 @@ class Importer:
 
     def _find(self) -> list[str]:
         self._folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self._folder / STAGING, ignore_errors=True)
+        self._sweep()
         waiting = []
         for path in imports.paths(self._folder):
             try:
@@ -51,6 +57,15 @@ class Importer:
             except (OSError, ValueError) as error:
                 _log.warning("the import %s cannot be read and is left out: %s", path.name, error)
         return [name for *_, name in sorted(waiting)]
+
+    def _sweep(self) -> None:
+        """Take away what nobody is receiving any more: all, where no other server receives, else what nothing came to for a day."""
+        staging = self._folder / STAGING
+        for path in list(staging.iterdir()) if staging.is_dir() else []:
+            with suppress(FileNotFoundError):  # its server takes it away at this moment
+                touched = max(each.stat().st_mtime for each in (path, *path.rglob("*")))
+                if not self._is_shared or touched < time.time() - SECONDS_TO_STAY:
+                    shutil.rmtree(path, ignore_errors=True)
 
     async def close(self) -> None:
         """End the worker; its import is begun anew at the next start."""

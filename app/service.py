@@ -250,7 +250,7 @@ def _open_datasets(settings: Settings, jobs: JobService) -> "DatasetService | No
         from app.datasets import DatasetService  # noqa: PLC0415  it may not be there
     except ImportError:
         return None
-    return DatasetService(settings.datasets, settings.imports, jobs)
+    return DatasetService(settings.datasets, settings.imports, jobs, is_shared=bool(settings.database_url))
 
 
 async def _watch(store: Store) -> None:

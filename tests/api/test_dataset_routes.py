@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 import resource
 import time
 import zipfile
@@ -18,6 +19,10 @@ from starlette.requests import ClientDisconnect
 
 from app.datasets import MAX_UPLOADS, DatasetService
 from app.errors import ClientLeft, InsufficientStorage, Overloaded
+
+
+from app.errors import ClientLeft, Conflict, Overloaded
+from app.imports import SECONDS_TO_STAY
 from app.index import Index
 from app.jobs import JobService
 from app.schemas.datasets import Dataset
@@ -311,12 +316,12 @@ class Life:
         self.state = folder
         self.imports = folder / "imports"
 
-    def live(self, scenario: Callable[[DatasetService], Awaitable[None]], *, working: bool = True) -> None:
+    def live(self, scenario: Callable[[DatasetService], Awaitable[None]], *, working: bool = True, is_shared: bool = False) -> None:
         async def life() -> None:
             jobs = self.state / "jobs"
             worker = WorkerSettings(self.state / "datasets", self.state / "weights", (self.state / "models",), self.state / "digests")
             job_service = JobService(jobs, Index(f"sqlite:///{self.state / 'index.sqlite'}", "here"), worker, _nothing_is_published)
-            service = DatasetService(self.state / "datasets", self.imports, job_service)
+            service = DatasetService(self.state / "datasets", self.imports, job_service, is_shared=is_shared)
             if working:
                 await service.start()
             try:
@@ -387,6 +392,39 @@ def test_an_import_that_the_disk_fails_is_tried_again(
     with ExitStack() as held:
         held.enter_context(locks.hold(life.imports / "pets"))
         life.live(full)
+
+
+def test_a_server_that_starts_leaves_alone_what_others_are_receiving(life: Life) -> None:
+    for name in ("coming", "long-dead"):
+        (life.imports / ".staging" / name).mkdir(parents=True)
+        (life.imports / ".staging" / name / "pets.zip").write_bytes(PETS)
+    before = time.time() - SECONDS_TO_STAY - 1
+    for path in (life.imports / ".staging" / "long-dead" / "pets.zip", *life.imports.glob(".staging/*")):
+        os.utime(path, (before, before))
+    life.live(nothing, is_shared=True)
+    assert [path.name for path in life.imports.glob(".staging/*")] == ["coming"]
+
+
+async def nothing(service: DatasetService) -> None:
+    """It starts and stops."""
+
+
+def test_of_two_servers_that_receive_one_name_the_second_is_told(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    flush = os.fsync
+
+    def another_is_faster(descriptor: int) -> None:
+        monkeypatch.setattr(os, "fsync", flush)
+        (life.imports / "pets").mkdir()
+        imports.write_status(life.imports / "pets", ImportStatus())
+        flush(descriptor)
+
+    async def second(service: DatasetService) -> None:
+        monkeypatch.setattr(os, "fsync", another_is_faster)
+        with pytest.raises(Conflict, match="data set 'pets' is being made; choose another name"):
+            await sent(service)
+
+    life.live(second, working=False, is_shared=True)
+    assert kept(life.state) == ["pets", "pets/status.json"]
 
 
 def test_an_orderly_end_counts_as_no_death_of_the_worker(life: Life) -> None:
