@@ -18,10 +18,7 @@ from api_client import Api, picture, png, pointers, refusal, serving
 from starlette.requests import ClientDisconnect
 
 from app.datasets import MAX_UPLOADS, DatasetService
-from app.errors import ClientLeft, InsufficientStorage, Overloaded
-
-
-from app.errors import ClientLeft, Conflict, Overloaded
+from app.errors import ClientLeft, Conflict, InsufficientStorage, Overloaded
 from app.imports import SECONDS_TO_STAY
 from app.index import Index
 from app.jobs import JobService
