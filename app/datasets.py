@@ -73,11 +73,14 @@ class DatasetService:
         with self._uploads.holding(1), _told_where_full():
             await asyncio.to_thread(self._imports.mkdir, parents=True, exist_ok=True)
             with staging(self._imports) as staged:
-                digest = await _keep(body, staged / imports.archive_name(options.name), num_bytes)
-                request = ImportRequest(options=options, archive_sha256=digest, key=key, created_at=now())
-                async with self._changing:  # of two with one name or key, the second finds the first
-                    if await asyncio.to_thread(self._commit, staged, request):
-                        self._importer.add(options.name)
+                try:
+                    digest = await _keep(body, staged / imports.archive_name(options.name), num_bytes)
+                    request = ImportRequest(options=options, archive_sha256=digest, key=key, created_at=now())
+                    async with self._changing:  # of two with one name or key, the second finds the first
+                        if await asyncio.to_thread(self._commit, staged, request):
+                            self._importer.add(options.name)
+                finally:  # of a large archive, what is not wanted takes its time
+                    await asyncio.to_thread(shutil.rmtree, staged, ignore_errors=True)
         return await self.get(options.name)
 
     def _refuse(self, options: DatasetOptions, key: str | None, digest: str | None = None) -> bool:

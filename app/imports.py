@@ -114,7 +114,8 @@ class Importer:
                     await self._adopt(folder)
                 else:
                     await self._run(folder)
-                self._settle(folder)
+                if await asyncio.to_thread(self._wants_another, folder):
+                    self._queue.insert(0, name)
             except FileNotFoundError:
                 _log.info("the import %s was taken away", name)
             except OSError:  # a full disk, most often; the other imports go on
@@ -131,15 +132,15 @@ class Importer:
 
     async def _run(self, folder: Path) -> None:
         """Start a worker and wait for its end."""
-        status = imports.read_status(folder)
+        status = await asyncio.to_thread(imports.read_status, folder)
         if status.state != "importing":  # it was finished before the disk failed
             return
         # counted before it is begun: whoever takes the server along when he dies is counted too
-        imports.write_status(folder, status.model_copy(update={"attempts": status.attempts + 1}))
+        await asyncio.to_thread(self._change, folder, attempts=status.attempts + 1)
         try:
             self._process = await start_import(folder, self._datasets)
         except WorkerError as error:
-            self._fail(folder, f"its worker cannot be started: {error}")
+            await asyncio.to_thread(self._fail, folder, f"its worker cannot be started: {error}")
             return
         _log.info("import %s: worker %s started", folder.name, self._process.pid)
         if self._closing:
@@ -148,17 +149,17 @@ class Importer:
         _log.info("import %s: worker ended with %s", folder.name, code)
         self._process = None
         if self._closing:  # it was ended, and has not died
-            self._change(folder, attempts=status.attempts)
+            await asyncio.to_thread(self._change, folder, attempts=status.attempts)
 
-    def _settle(self, folder: Path) -> None:
-        """After a worker: its import is finished, or begun anew, or given up."""
+    def _wants_another(self, folder: Path) -> bool:
+        """After a worker: whether its import is to be begun anew; else it is finished, or given up."""
         status = imports.read_status(folder)
         if status.state != "importing" or self._closing:
-            return
+            return False
         if status.attempts >= MAX_DEATHS:
             self._fail(folder, f"its worker died {status.attempts} times; {imports.LOG} may say why")
-            return
-        self._queue.insert(0, folder.name)
+            return False
+        return True
 
     def _fail(self, folder: Path, reason: str) -> None:
         self._change(folder, state="failed", message=f"{reason}; remove the data set and send it again")
