@@ -143,6 +143,7 @@ def test_a_class_whose_pictures_are_all_damaged_has_no_sheet_of_its_own(api: Api
     assert problem["detail"] == "data set letters has no image of its class 'c'; choose another class"
     assert pointers(problem) == ["/label"]
     assert api.get("/datasets/letters/sheet.png").status_code == 200, "of the whole set, it is a row without images"
+    assert api.send(api.build("DELETE", "/datasets/letters")).status_code == 204
 
 
 def test_what_is_hostile_fails_with_its_reason_and_is_removed(api: Api, state: Path) -> None:
