@@ -231,6 +231,7 @@ class JobService:
             Conflict: it is queued or running.
         """
         among: tuple[JobState, ...] = ("paused", *_ENDED)
+        await self._ready()
         async with self.changing:
             await asyncio.to_thread(self._bring_together, id)
             await self._expect(id, "removed", among)
@@ -241,6 +242,7 @@ class JobService:
 
     async def _change(self, id: str, done: str, among: tuple[JobState, ...], change: Callable[[Path], None]) -> Job:
         """Raises UnknownJob; Conflict, where what is to be done goes with other states than the job's."""
+        await self._ready()
         async with self.changing:
             await asyncio.to_thread(self._bring_together, id)
             await self._expect(id, done, among)
