@@ -125,7 +125,8 @@ def started(folder: Path, made: Imports, *, memory_kilobytes: int | None = None)
 
 
 def test_a_worker_whose_import_is_taken_away_makes_no_set_and_harms_no_other_import(made: Imports) -> None:
-    folder = made.create({f"{number}.png": png(number % 256, (64, 64)) for number in range(3000)})
+    large = png(size=(1500, 1500))  # the worker is at them for a second at least, however seldom this process is let on
+    folder = made.create({f"{number}.png": large for number in range(120)})
     with started(folder, made) as process:
         until = time.monotonic() + SECONDS
         while imports.read_status(folder).num_files is None:
