@@ -259,7 +259,8 @@ class Run(Follower):
 
     def end(self, state: JobState, message: str, **changes: object) -> None:
         self.say(state=state, message=message, finished_at=now(), **changes)
-        draw(self.folder)
+        if state != "cancelled":  # who cancels waits for the device, and has the picture of the last samples
+            draw(self.folder)
 
 
 def rounded(losses: dict[str, float]) -> dict[str, float]:
