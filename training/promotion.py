@@ -70,15 +70,15 @@ def promote(manifest: Manifest, asked: PublishConfig, repositories: Sequence[Pat
     """
     if asked.alias is None:
         return ""
-    pointers = versions.read_aliases(repositories, manifest.name)
-    reason = "" if pointers.get(asked.alias) == manifest.version else _reason_against(manifest, asked, pointers, repositories)
-    if reason:
-        return f"{asked.alias} stays as it was: {reason}"
-    if pointers.get(asked.alias) != manifest.version:
-        try:
-            versions.write_alias(repositories, manifest.name, asked.alias, manifest.version)
-        except (LookupError, ValueError) as error:  # removed meanwhile, say: the run is not lost for it
-            return f"{asked.alias} stays as it was: {error}"
+
+    def against(aliases: Mapping[str, int]) -> str:
+        """Of two runs that end together, the second is compared with what the first has pointed the alias at."""
+        return "" if aliases.get(asked.alias or "") == manifest.version else _reason_against(manifest, asked, aliases, repositories)
+
+    try:
+        versions.write_alias(repositories, manifest.name, asked.alias, manifest.version, against=against)
+    except (LookupError, ValueError) as error:  # not the better one, or removed meanwhile: the run is not lost for it
+        return f"{asked.alias} stays as it was: {error.args[0]}"
     return f"{asked.alias} is version {manifest.version} now"
 
 

@@ -7,7 +7,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -105,17 +105,25 @@ def may_be_pointed(text: str) -> bool:
 
 
 def write_alias(
-    repositories: Sequence[Path], name: str, alias: str, version: int, *, share: float = 0.0, answering: int | None = None
+    repositories: Sequence[Path],
+    name: str,
+    alias: str,
+    version: int,
+    *,
+    share: float = 0.0,
+    answering: int | None = None,
+    against: Callable[[Mapping[str, int]], str] = lambda _aliases: "",
 ) -> None:
     """Point an alias at a version that exists, in the first repository. Where `production` moves, `previous` names what answered before.
 
     Args:
         share: of the requests that name no version; for `canary` alone.
         answering: the version that answers where none is named, for who knows it better than the files do.
+        against: says, of the aliases as they are while nobody else changes them, why this one is to stay; nothing where it is not.
 
     Raises:
         LookupError: no such version.
-        ValueError: not a name for an alias, or a share that it cannot have.
+        ValueError: not a name for an alias, a share that it cannot have, or the reason why it is to stay.
         OSError: the first repository cannot be written to.
     """
     if not may_be_pointed(alias):
@@ -129,8 +137,10 @@ def write_alias(
     folder.mkdir(parents=True, exist_ok=True)
     with _changing(folder):
         known = _check_there(repositories, name, version)  # alone: nobody removes it now
-        pointers = read_pointers(repositories[:1], name)
-        before = answering or read_aliases(repositories, name).get(PRODUCTION, max(known))
+        pointers, aliases = read_pointers(repositories[:1], name), read_aliases(repositories, name)
+        if reason := against(aliases):
+            raise ValueError(reason)
+        before = answering or aliases.get(PRODUCTION, max(known))
         if alias == PRODUCTION and before != version and before in known:
             pointers[PREVIOUS] = Pointer(before)
         _write_pointers(folder, pointers | {alias: Pointer(version, share)})
