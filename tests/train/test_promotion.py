@@ -1,8 +1,11 @@
 """When a run points an alias at what it has published."""
 
 import fcntl
+import os
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -137,3 +140,18 @@ def test_an_alias_is_not_given_to_a_version_that_is_removed_while_it_waits_for_i
     with pytest.raises(LookupError, match="has no version '2'"):
         versions.write_alias([tmp_path / "models"], name, "best", 2)
     assert aliases(tmp_path) == {}
+
+
+def test_of_two_runs_that_end_together_the_better_one_keeps_the_alias(make: Make, tmp_path: Path) -> None:
+    repositories, condition = [tmp_path / "models"], where(KID)
+    promote(make(1, **{KID: 0.03}), ALWAYS, repositories)
+    best, second = make(2, **{KID: 0.01}), make(3, **{KID: 0.02})
+    with ThreadPoolExecutor() as pool:
+        folder = os.open(tmp_path / "models/tiny", os.O_RDONLY)
+        fcntl.flock(folder, fcntl.LOCK_EX)  # as the run does that points the alias at the best one
+        later = pool.submit(promote, second, condition, repositories)
+        time.sleep(0.3)  # long enough to have compared already, where that is not done alone
+        (tmp_path / "models/tiny" / versions.ALIASES).write_text(f'{{"production": {best.version}}}')
+        os.close(folder)
+    assert later.result().startswith(f"production stays as it was: {KID} is 0.02, and 0.01 of version 2")
+    assert aliases(tmp_path) == {"production": 2}
