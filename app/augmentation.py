@@ -5,9 +5,10 @@ import asyncio
 import itertools
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from app import encoders, inference, signature, visits
 from app.archives import Archive
 from app.errors import Conflict, FieldError, Invalid, Overloaded, UnknownDataset
 from app.forms import Made
+from app.pools import give_way
 from app.schemas.augmentation import MAX_GENERATED, AugmentRequest
 from app.schemas.inference import GenerateRequest
 from app.service import Service
@@ -242,16 +244,26 @@ async def registered(service: Service, plan: Plan) -> DatasetCard:
 
     Raises:
         Conflict: the name was taken meanwhile, or the disk does not take the set.
+        Overloaded: too many are being made.
     """
-    name = plan.body.save_as
+    name, folder = plan.body.save_as, service.settings.datasets
     assert name is not None, "it has a name"
     pull = _Pull(_batches(service, plan))
-    try:
-        return await asyncio.to_thread(datasets.write, name, service.settings.datasets, _about(plan), pull)
-    except DatasetError as error:
-        raise Conflict(str(error)) from error
-    finally:
-        pull.end()
+    # a thread of its own, which waits for images most of the time: those that all share are for what is soon done
+    with service.augmentations.holding(1), ThreadPoolExecutor(1, "augment", initializer=give_way) as thread:
+        writing = asyncio.get_running_loop().run_in_executor(thread, datasets.write, name, folder, _about(plan), pull)
+        try:
+            return await asyncio.shield(writing)
+        except DatasetError as error:
+            raise Conflict(str(error)) from error
+        except asyncio.CancelledError:
+            pull.end()
+            await asyncio.wait([writing])
+            if not writing.cancelled() and writing.exception() is None:  # behind the last image it was too late to end it
+                shutil.rmtree(datasets.take_away(name, folder))
+            raise
+        finally:
+            pull.end()
 
 
 def _about(plan: Plan) -> About:

@@ -17,7 +17,9 @@ _MEMORY = 0.8  # weight of the past in the measured speed, each time that someth
 class Room:
     """Used on one event loop, or behind a lock. Who comes alone is let in, however large: what is refused then would never be served."""
 
-    def __init__(self, name: Literal["images", "bodies", "administration", "watchers", "uploads"], what: str, capacity: int) -> None:
+    def __init__(
+        self, name: Literal["images", "bodies", "administration", "watchers", "uploads", "augmentations"], what: str, capacity: int
+    ) -> None:
         """
         Args:
             what: as a message goes on after the amount: "images wait".

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 SERVERS = ".servers"  # in the folder of jobs: a folder for each server that shares it
 REFRESH_SECONDS = 1.0  # a version published by another process is noticed within two
+MAX_AUGMENTATIONS = 4  # data sets that are made of images at a time
 MAX_ADMINISTRATIVE = 64  # requests for lists, files, jobs and aliases that are worked on
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Service:
     decoders: Pool
     administration: Room
     watchers: Room
+    augmentations: Room
     stopping: asyncio.Event
     metrics: Metrics
     watcher: "asyncio.Task[None]"
@@ -212,6 +214,7 @@ async def running(settings: Settings, metrics: Metrics) -> AsyncIterator[Service
         administration = Room("administration", "administrative requests wait", MAX_ADMINISTRATIVE)
         metrics.watch("ganserve_administrative_requests", "Administrative requests that wait", lambda: administration.amount)
         watchers = Room("watchers", "clients watch jobs", MAX_WATCHERS)
+        augmentations = Room("augmentations", "data sets are being made of a model's images", MAX_AUGMENTATIONS)
         metrics.watch("ganserve_watchers", "Clients that watch a job's events", lambda: watchers.amount)
         batcher = Batcher(settings.queue_images, settings.engine_threads, encoders=pool, metrics=metrics)
         store = Store(
@@ -240,7 +243,20 @@ async def running(settings: Settings, metrics: Metrics) -> AsyncIterator[Service
         watcher = asyncio.create_task(_watch(store))
         stack.push_async_callback(_end, watcher)
         yield Service(
-            settings, device, store, batcher, jobs, datasets, pool, decoders, administration, watchers, asyncio.Event(), metrics, watcher
+            settings,
+            device,
+            store,
+            batcher,
+            jobs,
+            datasets,
+            pool,
+            decoders,
+            administration,
+            watchers,
+            augmentations,
+            asyncio.Event(),
+            metrics,
+            watcher,
         )
 
 

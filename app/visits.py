@@ -17,7 +17,7 @@ from training.contract import Manifest
 # what a request waits for: a picture's pixels, its latents and other tensors, its turn, the networks, the bytes of its answer
 Phase = Literal["decode", "prepare", "queue", "run", "encode"]
 # why it went without: which room was full, or what else ended it
-Refused = Literal["images", "bodies", "administration", "watchers", "uploads", "stopping", "deadline", "left", "slow-body"]
+Refused = Literal["images", "bodies", "administration", "watchers", "uploads", "augmentations", "stopping", "deadline", "left", "slow-body"]
 
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?([0-9]{1,9})"?\s*(?:[,;]|$)', re.IGNORECASE)
 
