@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -192,6 +192,19 @@ def _worker_settings(settings: Settings, device: torch.device, num_at_once: int)
     )
 
 
+def _open_jobs(settings: Settings, device: torch.device, store: Store) -> JobService:
+    devices = training_devices(settings, device)
+    worker = _worker_settings(settings, device, len(devices))
+    return JobService(settings.jobs, Index(settings.index_url, settings.node), worker, store.refresh, devices)
+
+
+def _holding_jobs(settings: Settings) -> AbstractContextManager[None]:
+    """No other server of this name works on these jobs to the end of the block; raises LockedError."""
+    own = _own_folder(settings)
+    own.mkdir(parents=True, exist_ok=True)
+    return hold(own)
+
+
 @asynccontextmanager
 async def running(settings: Settings, metrics: Metrics) -> AsyncIterator[Service]:
     """A service from its start to its end; its models can be asked for at once, and are loaded meanwhile.
@@ -204,9 +217,7 @@ async def running(settings: Settings, metrics: Metrics) -> AsyncIterator[Service
     device = _check_backends(settings)
     async with AsyncExitStack() as stack:
         if settings.run_jobs:
-            own = _own_folder(settings)
-            own.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(hold(own))
+            stack.enter_context(_holding_jobs(settings))
             if device.type == "cuda":  # the rest is the worker's
                 torch.cuda.set_per_process_memory_fraction(1 - settings.training_gpu_percent / 100, device)
         pool = stack.enter_context(Pool("encode", max(2, num_cores())))
@@ -228,9 +239,7 @@ async def running(settings: Settings, metrics: Metrics) -> AsyncIterator[Service
         )
         stack.push_async_callback(store.aclose)
         stack.push_async_callback(batcher.aclose)
-        devices = training_devices(settings, device)
-        worker = _worker_settings(settings, device, len(devices))
-        jobs = JobService(settings.jobs, Index(settings.index_url, settings.node), worker, store.refresh, devices)
+        jobs = _open_jobs(settings, device, store)
         stack.push_async_callback(jobs.close)
         datasets = _open_datasets(settings, jobs)
         if datasets is not None:
