@@ -192,6 +192,18 @@ def _worker_settings(settings: Settings, device: torch.device, num_at_once: int)
     )
 
 
+def _open_store(settings: Settings, device: torch.device, batcher: Batcher) -> Store:
+    return Store(
+        settings.models,
+        device,
+        batcher,
+        digests=settings.digests,
+        memory_bytes=settings.model_memory_bytes,
+        pins=settings.pins,
+        choose=settings.choice,
+    )
+
+
 def _open_jobs(settings: Settings, device: torch.device, store: Store) -> JobService:
     devices = training_devices(settings, device)
     worker = _worker_settings(settings, device, len(devices))
@@ -228,15 +240,7 @@ async def running(settings: Settings, metrics: Metrics) -> AsyncIterator[Service
         augmentations = Room("augmentations", "data sets are being made of a model's images", MAX_AUGMENTATIONS)
         metrics.watch("ganserve_watchers", "Clients that watch a job's events", lambda: watchers.amount)
         batcher = Batcher(settings.queue_images, settings.engine_threads, encoders=pool, metrics=metrics)
-        store = Store(
-            settings.models,
-            device,
-            batcher,
-            digests=settings.digests,
-            memory_bytes=settings.model_memory_bytes,
-            pins=settings.pins,
-            choose=settings.choice,
-        )
+        store = _open_store(settings, device, batcher)
         stack.push_async_callback(store.aclose)
         stack.push_async_callback(batcher.aclose)
         jobs = _open_jobs(settings, device, store)
