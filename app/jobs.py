@@ -26,7 +26,7 @@ from training.contract import FINISHED, JobState, TrainConfig, is_name
 from training.files import runs
 from training.files.directories import STAGING, hide
 
-LOG_END_BYTES = 2000  # of a failed job's log, beside the sentence that says why
+LOG_END_BYTES = 4000  # of a failed job's log, beside the sentence that says why
 _ENDED: tuple[JobState, ...] = ("succeeded", "failed", "cancelled")
 _log = logging.getLogger(__name__)
 

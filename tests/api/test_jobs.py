@@ -136,8 +136,11 @@ def test_a_job_whose_config_is_damaged_fails_with_a_sentence_and_stays_in_the_li
         assert (job.state, job.attempts, job.config) == ("failed", 1, None)
         assert job.message
         assert "Traceback" not in job.message
+        log = (jobs.folder / id / runs.LOG).read_text()
+        assert "Traceback" in log
         assert job.log_end is not None
-        assert "Traceback" in job.log_end
+        assert log.endswith(job.log_end)
+        assert "json_invalid" in job.log_end, "what went wrong stands at the end, however long the way there"
         assert [listed.id for listed in (await service.page(20, None)).jobs] == [id]
 
     jobs.serve(scenario)
